@@ -1,0 +1,1 @@
+"""Conversation memory: chains, summaries, contexts. Knows no HTTP and no model."""

@@ -1,0 +1,129 @@
+"""Which span next, which pair to merge, which summaries hold: pure arithmetic on tokens and
+depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log2
+
+from memory.policy import Limits
+from memory.records import Node, Summary
+from memory.transcript import turn_starts
+
+
+@dataclass(frozen=True, slots=True)
+class Summarize:
+    """Write a block of rank 0 from the first `n_nodes` of the verbatim nodes."""
+
+    n_nodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Make one block of the two adjacent ones at `index` and `index + 1`."""
+
+    index: int
+
+
+Step = Summarize | Merge
+
+
+def cover(summaries: Sequence[Summary], digests: Sequence[bytes]) -> tuple[Summary, ...]:
+    """The summaries that stand for the beginning of this history, end to end from its first
+    message.
+
+    A summary holds for a history in which the last message of its span stands at its depth: the
+    chain digest there vouches for all before it. Of several that begin at one depth the one that
+    reaches farthest is taken, then the newest.
+    """
+    best: dict[int, Summary] = {}
+    for s in summaries:
+        if s.last_depth >= len(digests) or digests[s.last_depth] != s.last_digest:
+            continue
+        held = best.get(s.first_depth)
+        if held is None or (s.last_depth, s.id) > (held.last_depth, held.id):
+            best[s.first_depth] = s
+    chosen: list[Summary] = []
+    depth = 0
+    while depth in best:
+        chosen.append(best[depth])
+        depth = chosen[-1].last_depth + 1
+    return tuple(chosen)
+
+
+def covered(blocks: Sequence[Summary]) -> int:
+    """Number of messages that the blocks stand for."""
+    return blocks[-1].last_depth + 1 if blocks else 0
+
+
+def next_step(
+    *,
+    blocks: Sequence[Summary],
+    weights: Sequence[int],
+    nodes: Sequence[Node],
+    message_tokens: int,
+    limits: Limits,
+) -> Step | None:
+    """What to do now, or None. `nodes` are the verbatim ones behind the blocks.
+
+    Merging comes first: it makes the context smaller, and a new block would only add to it.
+    `weights[i]` is the number of rank-0 blocks that went into block i.
+    """
+    merge = _merge(blocks, weights, limits)
+    if merge is not None:
+        return merge
+    return _summarize(nodes, message_tokens, limits)
+
+
+def _merge(blocks: Sequence[Summary], weights: Sequence[int], limits: Limits) -> Merge | None:
+    if sum(b.n_tokens for b in blocks) <= limits.summaries_tokens:
+        return None
+    pairs = [i for i in range(len(blocks) - 1) if _may_merge(blocks, weights, i)]
+    if not pairs:
+        return None
+    return Merge(min(pairs, key=lambda i: (max(blocks[i].rank, blocks[i + 1].rank), i)))
+
+
+def _may_merge(blocks: Sequence[Summary], weights: Sequence[int], i: int) -> bool:
+    """No turn is written anew more often than ceil(log2 N) times for the N blocks it is now part
+    of.
+
+    Without this bound a large old block would be rewritten with each small new one, and repeated
+    rewriting is how facts are lost fastest.
+    """
+    rank = max(blocks[i].rank, blocks[i + 1].rank) + 1
+    return rank <= ceil(log2(weights[i] + weights[i + 1]))
+
+
+def _summarize(nodes: Sequence[Node], message_tokens: int, limits: Limits) -> Summarize | None:
+    """The oldest whole turns, so many that about `low_tokens` stay, at most `block_tokens` at
+    once.
+    """
+    costs = [n.n_tokens + message_tokens for n in nodes]
+    total = sum(costs)
+    if total <= limits.high_tokens:
+        return None
+    starts = turn_starts([n.role for n in nodes])
+    ends = [*starts[1:], len(nodes)][: max(0, len(starts) - limits.verbatim_turns)]
+    chosen, taken, i = 0, 0, 0
+    for end in ends:
+        turn = sum(costs[i:end])
+        if chosen and taken + turn > limits.block_tokens:
+            break
+        taken, chosen, i = taken + turn, end, end
+        if total - taken <= limits.low_tokens:
+            break
+    return Summarize(chosen) if chosen else None
+
+
+def weights(blocks: Sequence[Summary], known: Sequence[Summary]) -> tuple[int, ...]:
+    """How many rank-0 blocks went into each block, by its parents among the known summaries."""
+    by_id = {s.id: s for s in known}
+
+    def weigh(s: Summary) -> int:
+        parents = [by_id[p] for p in s.parents if p in by_id]
+        return sum(weigh(p) for p in parents) if parents else 1
+
+    return tuple(weigh(b) for b in blocks)

@@ -1,0 +1,274 @@
+"""The background worker: summarise, store, warm, activate. It never stands before a user's request.
+
+One task works through the conversations that had an answer since it last looked, the one that
+waited longest first. Each round it takes the newest state of a conversation, does one step of
+compaction, and goes on until nothing is left to do; then it warms what the next request will
+begin with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from memory import summarize
+from memory.compaction import Merge, Step, Summarize, next_step, weights
+from memory.context import Context, assemble, block_text
+from memory.conversations import History, context_for, revisit, room_for
+from memory.policy import Limits, Policy
+from memory.ports import Budget, Completer, ModelGone, TokenCounter, Warmer
+from memory.records import Node, Summary
+from memory.scribe import Scribe, Task
+from memory.store import Store, StoreError
+
+log = logging.getLogger("chatfold.keeper")
+
+STEPS_MOST = 64
+"""Compaction steps for one conversation at a stretch: others get their turn after that."""
+ATTEMPTS_MOST = 3
+RETRY_S = 2.0
+
+
+class Observer(Protocol):
+    """Told what the keeper does, in the order it happens."""
+
+    def __call__(self, event: str, /, **fields: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the keeper needs to know of the model at hand."""
+
+    budget: Budget
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A conversation that had an answer: look after the path that ends there."""
+
+    owner: str
+    conversation: str
+    digests: tuple[bytes, ...]
+    system: str
+    attempts: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.owner, self.conversation
+
+
+class Keeper:
+    """Owns one task. `wake` is cheap and may be called from the event loop at any time."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        completer: Completer,
+        warmer: Warmer,
+        counter: TokenCounter,
+        policy: Policy,
+        host: Callable[[], Host],
+        observe: Observer,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._completer = completer
+        self._warmer = warmer
+        self._counter = counter
+        self._policy = policy
+        self._host = host
+        self._observe = observe
+        self._clock = clock
+        self._jobs: OrderedDict[tuple[str, str], Job] = OrderedDict()
+        self._current: Job | None = None
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Keeper running={self.running} pending={self.pending}>"
+
+    @property
+    def running(self) -> int:
+        return int(self._current is not None)
+
+    @property
+    def pending(self) -> int:
+        return len(self._jobs)
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._work(), name="keeper")
+
+    async def stop(self) -> None:
+        """Ends the work at hand. Nothing half done is kept; the next answer begins it anew."""
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def wake(self, job: Job) -> None:
+        """The newest state of a conversation takes the place of an older one that still waits."""
+        self._jobs[job.key] = job
+        self._news.set()
+
+    # -- the worker ------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            await self._news.wait()
+            if not self._jobs:
+                self._news.clear()
+                continue
+            _, job = self._jobs.popitem(last=False)
+            self._current = job
+            try:
+                await self._attempt(job)
+            finally:
+                self._current = None
+
+    async def _attempt(self, job: Job) -> None:
+        try:
+            if self._policy.idle_s:
+                await asyncio.sleep(self._policy.idle_s)
+            await self._tend(job)
+        except (ModelGone, StoreError) as exc:
+            log.warning("background work for %s stopped: %s", job.conversation, exc)
+            await self._again(job)
+        except Exception:
+            # The worker outlives whatever one conversation does to it.
+            log.exception("background work for %s failed", job.conversation)
+            self._observe("background_failed", conversation=job.conversation)
+
+    async def _again(self, job: Job) -> None:
+        await asyncio.sleep(RETRY_S)
+        if job.attempts + 1 < ATTEMPTS_MOST and job.key not in self._jobs:
+            self.wake(replace(job, attempts=job.attempts + 1))
+
+    async def _tend(self, job: Job) -> None:
+        for _ in range(STEPS_MOST):
+            job = self._newest(job)
+            history = await self._revisit(job)
+            if history.written != history.active:
+                await self._activate(job, history)
+                continue
+            step = self._next_step(history)
+            if step is None:
+                await self._warm(job, history)
+                return
+            await self._carry_out(job, history, step)
+
+    def _newest(self, job: Job) -> Job:
+        return self._jobs.pop(job.key, job)
+
+    async def _revisit(self, job: Job) -> History:
+        return await revisit(
+            self._store,
+            self._counter,
+            job.owner,
+            job.conversation,
+            job.digests,
+            system=job.system,
+        )
+
+    def _next_step(self, history: History) -> Step | None:
+        if not self._policy.compact:
+            return None
+        return next_step(
+            blocks=history.active,
+            weights=weights(history.active, history.summaries),
+            nodes=history.nodes,
+            message_tokens=self._host().budget.message_tokens,
+            limits=self._limits,
+        )
+
+    @property
+    def _scribe(self) -> Scribe:
+        return Scribe(self._completer, self._counter, self._policy, self._host().budget)
+
+    @property
+    def _limits(self) -> Limits:
+        return self._policy.limits(self._host().budget.window_tokens)
+
+    # -- warm and activate -----------------------------------------------------------------------
+
+    async def _warm(self, job: Job, history: History) -> None:
+        room = room_for(self._host().budget, self._limits, max_tokens=None)
+        assembled = context_for(history, self._policy, room, tokenizer=self._counter.tokenizer)
+        await self._evaluate(job, assembled.context)
+
+    async def _evaluate(self, job: Job, context: Context) -> None:
+        evaluated = await self._warmer.warm(job.owner, context)
+        self._observe("warmed", conversation=job.conversation, evaluated=evaluated)
+
+    async def _activate(self, job: Job, history: History) -> None:
+        """Warms the context with the new blocks, then uses them. Turns that came meanwhile are
+        warmed with them first, so that the next request finds all of it."""
+        room = room_for(self._host().budget, self._limits, max_tokens=None)
+        context = assemble(
+            system=history.system,
+            blocks=history.written,
+            nodes=history.behind(history.written),
+            room=room,
+            tokenizer=self._counter.tokenizer,
+        )
+        await self._evaluate(job, context)
+        if job.key in self._jobs:
+            return
+        fresh = [b.id for b in history.written if b.activated_at is None]
+        await self._store.activate(job.owner, fresh)
+        self._observe("activated", conversation=job.conversation, summaries=fresh)
+
+    # -- writing summaries -----------------------------------------------------------------------
+
+    async def _carry_out(self, job: Job, history: History, step: Step) -> None:
+        started = self._clock()
+        merged = history.active[step.index : step.index + 2] if isinstance(step, Merge) else ()
+        task = Task(await self._span(history, step), merged)
+        draft = await self._scribe.write(history, task)
+        (n_tokens,) = await self._counter.count([block_text(draft.text)])
+        summary = await self._store.add_summary(
+            job.owner,
+            Summary(
+                id=0,
+                conversation=history.conversation,
+                first_depth=task.nodes[0].depth,
+                last_depth=task.nodes[-1].depth,
+                first_digest=task.nodes[0].digest,
+                last_digest=task.nodes[-1].digest,
+                rank=task.rank,
+                parents=tuple(s.id for s in merged),
+                text=draft.text,
+                n_tokens=n_tokens,
+                tokenizer=self._counter.tokenizer,
+                made_by=draft.made_by,
+                model=self._host().model,
+                policy_digest=self._policy.digest,
+                prompt_version=summarize.PROMPT_VERSION,
+                failed_checks=draft.failed_checks,
+                duration_s=self._clock() - started,
+                created_at=started,
+            ),
+        )
+        self._observe(
+            "summarised",
+            conversation=job.conversation,
+            summary=summary.id,
+            made_by=draft.made_by,
+            rank=summary.rank,
+            failed_checks=list(draft.failed_checks),
+        )
+
+    async def _span(self, history: History, step: Step) -> tuple[Node, ...]:
+        """The turns behind the new block, from the store where the context no longer holds them."""
+        if isinstance(step, Summarize):
+            return history.nodes[: step.n_nodes]
+        left, right = history.active[step.index : step.index + 2]
+        span = history.digests[left.first_depth : right.last_depth + 1]
+        return tuple(await self._store.nodes(history.owner, span))

@@ -1,0 +1,243 @@
+"""The store's reads, as plain functions on a connection. Each one filters by owner."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from memory import search
+from memory.records import Node, Summary
+from memory.transcript import ROOT
+
+BATCH = 500
+"""Bound variables in one statement; SQLite may be built to take no more than 999."""
+
+OWNER = "(SELECT id FROM owners WHERE key = :owner)"
+
+NODE = """messages.digest, parents.digest, messages.depth, messages.role, messages.text,
+    messages.n_tokens, messages.tokenizer, messages.token_ids, messages.created_at,
+    (SELECT text FROM system_prompts WHERE id = messages.front), messages.note"""
+PARENTS = "LEFT JOIN messages AS parents ON parents.id = messages.parent"
+
+SUMMARY_FIELDS = tuple(Summary.__dataclass_fields__)
+_JSON_FIELDS = ("parents", "failed_checks")
+
+
+def deepest(
+    conn: sqlite3.Connection, owner: str, digests: Sequence[bytes]
+) -> tuple[str, int] | None:
+    """Gallops back from the end, then bisects: 2 to 3 probes where the history is known, about
+    2 log2(n) at worst. Good because a stored message's ancestors are stored too.
+
+        stored stored stored | missing missing missing
+                         low   high
+    """
+    low, high, found = _last_known_stride(conn, owner, digests)
+    while high - low > 1:
+        middle = (low + high) // 2
+        hit = _conversation_of(conn, owner, digests[middle])
+        low, high, found = (low, middle, found) if hit is None else (middle, high, hit)
+    return None if found is None else (found, low)
+
+
+def _last_known_stride(
+    conn: sqlite3.Connection, owner: str, digests: Sequence[bytes]
+) -> tuple[int, int, str | None]:
+    """(low, high, conversation of low); low is -1 if the first probe with a hit would lie there."""
+    low, high, step = len(digests) - 1, len(digests), 1
+    while low >= 0:
+        found = _conversation_of(conn, owner, digests[low])
+        if found is not None:
+            return low, high, found
+        low, high, step = low - step, low, step * 2
+    return -1, high, None
+
+
+def _conversation_of(conn: sqlite3.Connection, owner: str, digest: bytes) -> str | None:
+    row = conn.execute(
+        f"SELECT conversation FROM messages WHERE owner = {OWNER} AND digest = :digest",
+        {"owner": owner, "digest": digest},
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def nodes(conn: sqlite3.Connection, owner: str, digests: Sequence[bytes]) -> list[Node]:
+    """Those of the digests that are stored, in order of depth."""
+    found = [
+        node
+        for batch in batches(digests)
+        for node in _nodes_where(conn, f"messages.digest IN ({marks(batch)})", owner, batch)
+    ]
+    return sorted(found, key=lambda node: node.depth)
+
+
+def _nodes_where(
+    conn: sqlite3.Connection, condition: str, owner: str, values: Sequence[Any]
+) -> list[Node]:
+    rows = conn.execute(
+        f"SELECT {NODE} FROM messages {PARENTS} "
+        f"WHERE messages.owner = (SELECT id FROM owners WHERE key = ?) AND {condition}",
+        (owner, *values),
+    )
+    return [as_node(row) for row in rows]
+
+
+def path(conn: sqlite3.Connection, owner: str, digest: bytes, *, after_depth: int) -> list[Node]:
+    """The messages up to and including `digest` that lie deeper than `after_depth`."""
+    rows = conn.execute(
+        f"""
+        WITH RECURSIVE branch(id, parent) AS (
+            SELECT id, parent FROM messages
+            WHERE owner = {OWNER} AND digest = :digest AND depth > :after_depth
+            UNION ALL
+            SELECT messages.id, messages.parent FROM branch
+            JOIN messages ON messages.id = branch.parent
+            WHERE messages.depth > :after_depth
+        )
+        SELECT {NODE} FROM branch JOIN messages ON messages.id = branch.id {PARENTS}
+        ORDER BY messages.depth""",
+        {"owner": owner, "digest": digest, "after_depth": after_depth},
+    )
+    return [as_node(row) for row in rows]
+
+
+def lineage(conn: sqlite3.Connection, owner: str, digest: bytes) -> tuple[bytes, ...]:
+    """The chain that ends with `digest`, from the root; () if it is not stored."""
+    rows = conn.execute(
+        f"""
+        WITH RECURSIVE branch(digest, parent, depth) AS (
+            SELECT digest, parent, depth FROM messages WHERE owner = {OWNER} AND digest = :digest
+            UNION ALL
+            SELECT messages.digest, messages.parent, messages.depth FROM branch
+            JOIN messages ON messages.id = branch.parent
+        )
+        SELECT digest FROM branch ORDER BY depth""",
+        {"owner": owner, "digest": digest},
+    )
+    return tuple(row[0] for row in rows)
+
+
+def conversation_by_client_id(conn: sqlite3.Connection, owner: str, client_id: str) -> str | None:
+    row = conn.execute(
+        f"SELECT conversation FROM client_ids WHERE owner = {OWNER} AND client_id = :client_id",
+        {"owner": owner, "client_id": client_id},
+    ).fetchone()
+    return None if row is None else str(row[0])
+
+
+def summaries(conn: sqlite3.Connection, owner: str, conversation: str) -> list[Summary]:
+    rows = conn.execute(
+        f"SELECT {', '.join(SUMMARY_FIELDS)} FROM summaries "
+        f"WHERE owner = {OWNER} AND conversation = :conversation ORDER BY first_depth, id",
+        {"owner": owner, "conversation": conversation},
+    )
+    return [as_summary(row) for row in rows]
+
+
+def summary(conn: sqlite3.Connection, owner: str, id_: int) -> Summary:
+    row = conn.execute(
+        f"SELECT {', '.join(SUMMARY_FIELDS)} FROM summaries WHERE owner = {OWNER} AND id = :id",
+        {"owner": owner, "id": id_},
+    ).fetchone()
+    return as_summary(row)
+
+
+def by_message_digest(
+    conn: sqlite3.Connection, owner: str, message_digest: bytes, *, limit: int
+) -> list[tuple[str, Node]]:
+    rows = conn.execute(
+        f"SELECT messages.conversation, {NODE} FROM messages {PARENTS} "
+        f"WHERE messages.owner = {OWNER} AND messages.message_digest = :digest "
+        "ORDER BY messages.id DESC LIMIT :limit",
+        {"owner": owner, "digest": message_digest, "limit": limit},
+    )
+    return [(row[0], as_node(row[1:])) for row in rows]
+
+
+def find(conn: sqlite3.Connection, owner: str, typed: str, *, limit: int) -> list[tuple[str, Node]]:
+    """The best of the word index and the best of the trigram index in turns, then the newest
+    messages that hold a fragment too short for either."""
+    query = search.parse(typed)
+    ranked = zip_longest(
+        _matches(conn, "message_words", owner, query.words, limit),
+        _matches(conn, "message_trigrams", owner, query.trigrams, limit),
+    )
+    ids = [id_ for pair in ranked for id_ in pair if id_ is not None]
+    ids += _containing(conn, owner, query.fragments, limit)
+    chosen = list(dict.fromkeys(ids))[:limit]
+    return _with_ids(conn, chosen)
+
+
+def _matches(
+    conn: sqlite3.Connection, index: str, owner: str, expression: str, limit: int
+) -> list[int]:
+    if not expression:
+        return []
+    rows = conn.execute(
+        f"SELECT messages.id FROM {index} JOIN messages ON messages.id = {index}.rowid "
+        f"WHERE {index} MATCH :expression AND messages.owner = {OWNER} "
+        f"ORDER BY {index}.rank, messages.id DESC LIMIT :limit",
+        {"expression": expression, "owner": owner, "limit": limit},
+    )
+    return [row[0] for row in rows]
+
+
+def _containing(
+    conn: sqlite3.Connection, owner: str, fragments: Sequence[str], limit: int
+) -> list[int]:
+    found: list[int] = []
+    for fragment in fragments:
+        rows = conn.execute(
+            f"SELECT id FROM messages WHERE owner = {OWNER} AND unspaced "
+            "AND instr(text, :fragment) ORDER BY id DESC LIMIT :limit",
+            {"owner": owner, "fragment": fragment, "limit": limit},
+        )
+        found += [row[0] for row in rows]
+    return found
+
+
+def _with_ids(conn: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[str, Node]]:
+    found = {}
+    for batch in batches(ids):
+        rows = conn.execute(
+            f"SELECT messages.id, messages.conversation, {NODE} FROM messages {PARENTS} "
+            f"WHERE messages.id IN ({marks(batch)})",
+            batch,
+        )
+        found.update({row[0]: (row[1], as_node(row[2:])) for row in rows})
+    return [found[id_] for id_ in ids]
+
+
+def counts(conn: sqlite3.Connection) -> dict[str, int]:
+    tables = ("owners", "conversations", "messages", "summaries")
+    return {name: conn.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
+
+
+def as_node(row: Sequence[Any]) -> Node:
+    digest, parent, *rest = row
+    return Node(digest, ROOT if parent is None else parent, *rest)
+
+
+def as_summary(row: Sequence[Any]) -> Summary:
+    fields = dict(zip(SUMMARY_FIELDS, row, strict=True))
+    fields.update({name: tuple(json.loads(fields[name])) for name in _JSON_FIELDS})
+    return Summary(**fields)
+
+
+def summary_row(summary: Summary) -> dict[str, Any]:
+    """The summary's columns without its id."""
+    row = {name: getattr(summary, name) for name in SUMMARY_FIELDS if name != "id"}
+    row.update({name: json.dumps(row[name]) for name in _JSON_FIELDS})
+    return {name: search.storable(v) if isinstance(v, str) else v for name, v in row.items()}
+
+
+def batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), BATCH):
+        yield values[start : start + BATCH]
+
+
+def marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))

@@ -1,0 +1,68 @@
+"""What the store keeps, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MODEL = "model"
+EXTRACTIVE = "extractive"
+EDITED = "edited"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One stored message: a node in a conversation's tree.
+
+    `digest` is the chain digest at this message, `parent` the one before it (ROOT at a root).
+    `depth` counts messages from the root, the first one being 0. `text` is the text as the model
+    wrote it or the user sent it, not the canonical one. `n_tokens` counts the text's tokens (and
+    the note's) without the template around it, by the tokenizer named `tokenizer`; `token_ids`
+    holds the very tokens an answer was generated as (little-endian int32), None for text that came
+    from a client.
+    """
+
+    digest: bytes
+    parent: bytes
+    depth: int
+    role: str
+    text: str
+    n_tokens: int
+    tokenizer: str
+    token_ids: bytes | None = None
+    created_at: float = 0.0
+    front: str | None = None
+    """The part of the system prompt that stood in front when this user message was answered; None
+    for messages that were never the newest."""
+    note: str = ""
+    """The rest of the system prompt, which stands right before this user message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A stored text that stands for the messages `first_depth`..`last_depth` (both included).
+
+    `first_digest` and `last_digest` are the chain digests at both ends. Immutable but for
+    `activated_at`: seconds since the epoch at which its context was warm, None before.
+    """
+
+    id: int
+    conversation: str
+    first_depth: int
+    last_depth: int
+    first_digest: bytes
+    last_digest: bytes
+    rank: int
+    parents: tuple[int, ...]
+    text: str
+    n_tokens: int
+    tokenizer: str
+    made_by: str
+    """MODEL, EXTRACTIVE or EDITED."""
+    model: str
+    policy_digest: str
+    prompt_version: str
+    failed_checks: tuple[str, ...]
+    """Names of the checks that the model's own text failed before this text was taken."""
+    duration_s: float
+    created_at: float
+    activated_at: float | None = None

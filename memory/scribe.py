@@ -1,0 +1,162 @@
+"""Writes one summary: asks the model, checks what came back, falls back to sentences of the
+source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from memory import summarize
+from memory.context import (
+    SYSTEM,
+    Context,
+    ContextMessage,
+    Room,
+    Shape,
+    assemble,
+)
+from memory.conversations import History
+from memory.policy import Limits, Policy
+from memory.ports import Budget, Completer, TokenCounter
+from memory.records import EXTRACTIVE, MODEL, Node, Summary
+from memory.transcript import USER, Message
+
+REPLY_FACTOR = 1.5
+"""How much longer than a summary may be the model may write before it is cut off."""
+
+INSTRUCTION_TOKENS = 200
+"""Room for the built-in instructions around a source in a fresh prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to write: a block for `nodes`, from turns, or in place of the two blocks `merged`."""
+
+    nodes: tuple[Node, ...]
+    merged: tuple[Summary, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return max((s.rank for s in self.merged), default=-1) + 1
+
+    @property
+    def source(self) -> list[Message]:
+        return [Message(n.role, n.text) for n in self.nodes]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A finished text and how it came about."""
+
+    text: str
+    made_by: str
+    failed_checks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scribe:
+    """Knows a policy and a model; holds no state."""
+
+    completer: Completer
+    counter: TokenCounter
+    policy: Policy
+    budget: Budget
+
+    @property
+    def limits(self) -> Limits:
+        return self.policy.limits(self.budget.window_tokens)
+
+    @property
+    def style(self) -> summarize.Style:
+        return summarize.Style(
+            max_tokens=self.limits.summary_tokens,
+            language=self.policy.language,
+            prompt=self.policy.prompt,
+        )
+
+    async def write(self, history: History, task: Task) -> Draft:
+        """Raises ModelGone; then nothing was written and the same task can be given again."""
+        text, failed = "", tuple[str, ...]()
+        if self.policy.method == MODEL:
+            text, failed = await self._ask(history, task)
+        made_by = MODEL if text and not failed else EXTRACTIVE
+        count = _rate(task.nodes)
+        if made_by == EXTRACTIVE:
+            most = self.style.max_tokens
+            text = summarize.extractive(task.source, max_tokens=most, count=count)
+        text = summarize.finish(text, task.source, style=self.style, count=count)
+        return Draft(text, made_by, failed)
+
+    async def _ask(self, history: History, task: Task) -> tuple[str, tuple[str, ...]]:
+        """The model's own text and the names of the checks it failed."""
+        context = await self._request(history, task)
+        reply = await self.completer.complete(history.owner, context, max_tokens=self._reply_tokens)
+        text = summarize.clean(reply.text)
+        (n_tokens,) = await self.counter.count([text])
+        return text, summarize.check(text, task.source, n_tokens=n_tokens, style=self.style)
+
+    @property
+    def _reply_tokens(self) -> int:
+        return ceil(self.style.max_tokens * REPLY_FACTOR)
+
+    async def _request(self, history: History, task: Task) -> Context:
+        if self.policy.ask_on == "cached" and not task.merged:
+            return await self._on_cached_prefix(history, task)
+        if task.merged and not (self.policy.merge_from == "originals" and self._fits(task.nodes)):
+            return _prompt(*summarize.merge_messages(self.style, [s.text for s in task.merged]))
+        return _prompt(*summarize.fresh_messages(self.style, task.source))
+
+    async def _on_cached_prefix(self, history: History, task: Task) -> Context:
+        """The conversation's own context up to the end of the span, and the instruction behind it:
+        all but the instruction is in the KV cache."""
+        sample = "\n".join(m.text for m in task.source[-8:])
+        text = summarize.instruction(self.style, sample=sample)
+        (n_tokens,) = await self.counter.count([text])
+        question = Node(
+            digest=b"",
+            parent=b"",
+            depth=-1,
+            role=USER,
+            text=text,
+            n_tokens=n_tokens,
+            tokenizer=self.counter.tokenizer,
+        )
+        return assemble(
+            system=history.system,
+            blocks=history.active,
+            nodes=(*task.nodes, question),
+            room=self._room,
+            tokenizer=self.counter.tokenizer,
+        )
+
+    @property
+    def _room(self) -> Room:
+        return Room(
+            prompt_tokens=self.budget.window_tokens - self._reply_tokens,
+            message_tokens=self.budget.message_tokens,
+            base_tokens=self.budget.base_tokens,
+            step_tokens=self.limits.step_tokens,
+        )
+
+    def _fits(self, nodes: Sequence[Node]) -> bool:
+        source = sum(n.n_tokens + self.budget.message_tokens for n in nodes)
+        return source + self._reply_tokens + INSTRUCTION_TOKENS <= self.budget.window_tokens
+
+
+def _prompt(system: str, user: str) -> Context:
+    """A prompt of its own, outside every conversation."""
+    messages = (ContextMessage(SYSTEM, (system,)), ContextMessage(USER, (user,)))
+    return Context(messages, "", continues=False, shape=Shape(0, 0, 0, 0, 0, 0))
+
+
+def _rate(nodes: Sequence[Node]) -> Callable[[str], int]:
+    """Tokens of a text at the rate of tokens per character that the span itself has.
+
+    An estimate, for choosing sentences: a call to the tokenizer for each of them would be exact
+    and slow. What is stored is counted exactly afterwards.
+    """
+    characters = sum(len(n.text) for n in nodes)
+    rate = sum(n.n_tokens for n in nodes) / characters if characters else 0.5
+    return lambda text: ceil(len(text) * rate)
