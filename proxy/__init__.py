@@ -1,0 +1,1 @@
+"""chatfold's proxy: speaks HTTP, runs the models."""

@@ -1,0 +1,313 @@
+"""The application: one list of routes, one list of middleware, the lifespan."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import asdict
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from memory.context import Context, Shape
+from memory.keeper import Keeper
+from memory.policy import load_policy
+from memory.store import Store, StoreError
+from proxy import sse, wire
+from proxy.background import BackgroundModel, EngineTokens
+from proxy.chat import Chats, Plan
+from proxy.config import Config, model_file
+from proxy.disconnect import EventStream, run_until_disconnect
+from proxy.engines.base import Delta, Engine, EngineError, Finished
+from proxy.errors import LastResort, as_api_error, exception_handlers, too_large
+from proxy.headers import authorize, hints, owner_of
+from proxy.metrics import CONTENT_TYPE, Metrics
+from proxy.trace import Trace
+from proxy.wire import ChatRequest, Reply, Usage
+
+DATABASE = "chatfold.db"
+
+
+def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
+    """The proxy as an ASGI application. Nothing is opened or started before its lifespan begins.
+
+    `engine` takes the place of the one that the configuration names.
+    """
+    routes = [
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/models", models, methods=["GET"]),
+        Route("/healthz", healthz, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/api/status", status, methods=["GET"]),
+        Route("/api/context", context, methods=["POST"]),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(LastResort)],
+        exception_handlers=exception_handlers(),
+        lifespan=_lifespan,
+    )
+    app.state.config = config
+    app.state.engine = engine
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Opens the store, starts the engine and the keeper; ends them in the opposite order."""
+    config: Config = app.state.config
+    state = app.state
+    async with AsyncExitStack() as stack:
+        state.metrics = Metrics()
+        trace = Trace(os.environ.get("CHATFOLD_TRACE", ""))
+        stack.callback(trace.close)
+        state.store = await Store.open(config.data / DATABASE)
+        stack.push_async_callback(state.store.close)
+        state.engine = state.engine or _engine(config)
+        stack.push_async_callback(state.engine.stop)
+        await state.engine.start()
+        _serve_memory(app, config, trace, stack)
+        yield
+
+
+def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExitStack) -> None:
+    state = app.state
+    policy, counter = load_policy(config.policy), EngineTokens(state.engine)
+    background = BackgroundModel(state.engine, state.metrics)
+
+    def observe(event: str, /, **fields: Any) -> None:
+        trace(event, **fields)
+        if event == "summarised":
+            state.metrics.summary(fields["made_by"])
+
+    state.keeper = Keeper(
+        store=state.store,
+        completer=background,
+        warmer=background,
+        counter=counter,
+        policy=policy,
+        host=counter.host,
+        observe=observe,
+    )
+    state.keeper.start()
+    stack.push_async_callback(state.keeper.stop)
+    state.policy = policy
+    state.chats = Chats(
+        engine=state.engine,
+        store=state.store,
+        keeper=state.keeper,
+        counter=counter,
+        policy=policy,
+        metrics=state.metrics,
+        timeouts=config.timeouts,
+    )
+    gauge = state.metrics.gauge
+    gauge(
+        "background_pending",
+        "Conversations that wait for the keeper.",
+        lambda: state.keeper.pending,
+    )
+    gauge("background_running", "Conversations the keeper works on.", lambda: state.keeper.running)
+    gauge("engine_ready", "1 when the model is loaded.", lambda: float(state.engine.ready()))
+
+
+def _engine(config: Config) -> Engine:
+    if config.upstream:
+        from proxy.engines.remote import RemoteEngine
+
+        return RemoteEngine.from_config(config)
+    from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
+    from proxy.engines.embedded.protocol import Load
+
+    engine = config.engine
+    load = Load(
+        path=str(model_file(config)),
+        n_ctx=config.n_ctx,
+        cache_tokens=engine.cache_tokens,
+        sequences=engine.sequences,
+        n_batch=engine.n_batch,
+        n_ubatch=engine.n_ubatch,
+        threads=engine.threads,
+        gpu_layers=engine.gpu_layers,
+        trace_path=os.environ.get("CHATFOLD_TRACE", ""),
+    )
+    return EmbeddedEngine(
+        EmbeddedSettings(load, start_s=engine.start_s, queue_limit=config.queue_limit)
+    )
+
+
+# -- chat ----------------------------------------------------------------------------------------
+
+
+async def chat_completions(request: Request) -> Response:
+    chat, owner = await _read_chat(request)
+    chats: Chats = request.app.state.chats
+    reply = Reply(
+        id=f"chatcmpl-{secrets.token_hex(12)}",
+        created=int(time.time()),
+        model=chat.model or "chatfold",
+        system_fingerprint="fp_chatfold",
+        include_usage=chat.include_usage,
+    )
+    client_id = hints(request.headers).conversation
+    plan = await run_until_disconnect(request.receive, chats.plan(chat, owner, client_id=client_id))
+    headers = _headers(plan)
+    if chat.stream:
+        ping_s = request.app.state.config.timeouts.ping_s
+        return EventStream(_frames(chats, plan, reply), ping_s=ping_s, headers=headers)
+    body = await run_until_disconnect(request.receive, _complete(chats, plan, reply))
+    return _json(body, headers=headers)
+
+
+async def _read_chat(request: Request) -> tuple[ChatRequest, str]:
+    config: Config = request.app.state.config
+    _authorize(request)
+    chat = wire.parse_chat(await _body(request, config.max_body_bytes))
+    return chat, owner_of(request.headers, chat.user)
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large(max_bytes)
+    return bytes(body)
+
+
+def _authorize(request: Request) -> None:
+    if error := authorize(request.headers, request.app.state.config.api_keys):
+        raise error
+
+
+def _headers(plan: Plan) -> dict[str, str]:
+    headers = {
+        "x-chatfold-conversation": plan.history.conversation,
+        "x-chatfold-context": _shape(plan.context.shape),
+    }
+    if plan.degraded:
+        headers["x-chatfold-memory"] = "degraded"
+    return headers
+
+
+def _shape(shape: Shape) -> str:
+    return "; ".join(f"{name}={value}" for name, value in asdict(shape).items())
+
+
+async def _frames(chats: Chats, plan: Plan, reply: Reply) -> AsyncGenerator[bytes, None]:
+    """The answer as server-sent events. A failure is the last frame; DONE then never comes."""
+    yield sse.data(reply.opening())
+    try:
+        async with aclosing(chats.run(plan)) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    yield sse.data(reply.delta(event.text))
+                elif isinstance(event, Finished):
+                    yield sse.data(reply.closing(event.finish_reason))
+                    if reply.include_usage:
+                        yield sse.data(reply.usage_chunk(_usage(event)))
+                    yield sse.DONE
+    except EngineError as exc:
+        yield sse.error(as_api_error(exc).body())
+
+
+async def _complete(chats: Chats, plan: Plan, reply: Reply) -> dict[str, Any]:
+    text: list[str] = []
+    finished: Finished | None = None
+    async with aclosing(chats.run(plan)) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                text.append(event.text)
+            elif isinstance(event, Finished):
+                finished = event
+    assert finished is not None
+    return reply.completion("".join(text), finished.finish_reason, _usage(finished))
+
+
+def _usage(finished: Finished) -> Usage:
+    return Usage(finished.prompt_tokens, finished.cached_tokens, finished.completion_tokens)
+
+
+# -- everything else -----------------------------------------------------------------------------
+
+
+async def models(request: Request) -> Response:
+    """Answers at once, whatever the engine does: LibreChat waits five seconds and no longer."""
+    _authorize(request)
+    return _json(wire.models([_model_name(request.app.state.config)], created=0))
+
+
+def _model_name(config: Config) -> str:
+    return "chatfold" if config.upstream else model_file(config).stem
+
+
+async def healthz(request: Request) -> Response:
+    return _json({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    ready = request.app.state.engine.ready()
+    state = {"status": "ready" if ready else "the model is not loaded yet"}
+    return _json(state, status=200 if ready else 503)
+
+
+async def metrics(request: Request) -> Response:
+    _authorize(request)
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
+
+
+async def status(request: Request) -> Response:
+    """Facts for people and scripts; plain JSON."""
+    _authorize(request)
+    state = request.app.state
+    try:
+        store = await state.store.status()
+    except StoreError as exc:
+        store = {"degraded": True, "trouble": str(exc)}
+    keeper: Keeper = state.keeper
+    engine = state.engine.status()
+    return _json(
+        {
+            "engine": engine,
+            "queue": engine.get("waiting", {}),
+            "background": {"running": keeper.running, "pending": keeper.pending},
+            "policy": state.policy.name,
+            "store": store,
+        }
+    )
+
+
+async def context(request: Request) -> Response:
+    """The context that a chat request with this body would be answered from. Writes nothing."""
+    chat, owner = await _read_chat(request)
+    client_id = hints(request.headers).conversation
+    plan = await request.app.state.chats.plan(chat, owner, client_id=client_id)
+    return _json(_context_json(plan.context), headers=_headers(plan))
+
+
+def _context_json(context: Context) -> dict[str, Any]:
+    messages = [{"role": m.role, "text": m.text} for m in context.messages]
+    exact = [(m.role, m.parts, m.token_ids) for m in context.messages]
+    digest = hashlib.blake2b(repr(exact).encode("utf-8", "surrogatepass"), digest_size=16)
+    return {
+        "context": messages,
+        "shape": asdict(context.shape),
+        "digest": digest.hexdigest(),
+    }
+
+
+def _json(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(
+        wire.encode(value), status_code=status, headers=headers, media_type="application/json"
+    )

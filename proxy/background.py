@@ -1,0 +1,89 @@
+"""Memory's view of the engine: its Completer, Warmer and TokenCounter, at background priority."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memory.context import Context
+from memory.keeper import Host
+from memory.ports import Completion
+from proxy.engines.base import (
+    Delta,
+    Engine,
+    EngineUnavailable,
+    Finished,
+    Generate,
+    Priority,
+    Sampling,
+)
+from proxy.metrics import BACKGROUND, Metrics
+
+SUMMARY_SAMPLING = Sampling(temperature=0.0, repeat_penalty=1.1)
+"""Summaries are not to surprise anybody. The penalty is for small models, which loop without
+one.
+"""
+
+
+class BackgroundModel:
+    """Nothing of this ever runs while a user's request does; the engine sees to it."""
+
+    def __init__(self, engine: Engine, metrics: Metrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+
+    async def complete(self, owner: str, context: Context, *, max_tokens: int) -> Completion:
+        request = Generate(
+            owner, context, Priority.BACKGROUND, max_tokens, SUMMARY_SAMPLING, keep=False
+        )
+        text, finished = await self._run(request)
+        return Completion(
+            text=text,
+            prompt_tokens=finished.prompt_tokens,
+            cached_tokens=finished.cached_tokens,
+            completion_tokens=finished.completion_tokens,
+            finish_reason=finished.finish_reason,
+        )
+
+    async def warm(self, owner: str, context: Context) -> int:
+        request = Generate(owner, context, Priority.BACKGROUND, max_tokens=0)
+        _, finished = await self._run(request)
+        return finished.prompt_tokens - finished.cached_tokens
+
+    async def _run(self, request: Generate) -> tuple[str, Finished]:
+        text: list[str] = []
+        finished: Finished | None = None
+        async with self._engine.generate(request) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    text.append(event.text)
+                elif isinstance(event, Finished):
+                    finished = event
+        assert finished is not None, "an engine ends with Finished or raises"
+        self._metrics.tokens(
+            BACKGROUND,
+            prompt=finished.prompt_tokens,
+            cached=finished.cached_tokens,
+            generated=finished.completion_tokens,
+        )
+        return "".join(text), finished
+
+
+class EngineTokens:
+    """Counts with the engine's own tokenizer. `tokenizer` is known once the model is loaded."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def tokenizer(self) -> str:
+        return self._engine.info.fingerprint if self._engine.info else ""
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        return await self._engine.count(texts)
+
+    def host(self) -> Host:
+        """Raises EngineUnavailable before the model was loaded for the first time."""
+        info = self._engine.info
+        if info is None:
+            raise EngineUnavailable("The model is not loaded yet.")
+        return Host(info.budget, info.name)

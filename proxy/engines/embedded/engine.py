@@ -1,0 +1,382 @@
+"""The parent's side of the embedded engine: starts the model process, watches it, talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from memory.context import Context, ContextMessage
+from memory.ports import Budget
+from proxy.engines import base
+from proxy.engines.base import (
+    ContextOverflow,
+    Delta,
+    EngineCrashed,
+    EngineError,
+    EngineUnavailable,
+    Event,
+    Finished,
+    Generate,
+    ModelInfo,
+    QueueFull,
+    RequestRefused,
+    Started,
+)
+from proxy.engines.embedded import protocol
+from proxy.engines.embedded.protocol import Cancel, Count, Load, Part, Submit
+
+log = logging.getLogger("chatfold.engine")
+
+READ_BYTES = 1 << 16
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MOST_S = 30.0
+HEALTHY_S = 60.0
+"""A process that lived this long did not fail at once: the next restart does not wait long."""
+TERMINATE_S = 5.0
+COUNT_S = 30.0
+STDERR_LINES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSettings:
+    """What the model process is started with. Waits are seconds, the rest as in `Load`."""
+
+    load: Load
+    start_s: float = 120.0
+    queue_limit: int = 64
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A request on its way. `sent` counts the processes it was given to; `taken` once it left the
+    queue of the last one."""
+
+    submit: Submit
+    replies: asyncio.Queue[protocol.Reply | EngineError] = field(default_factory=asyncio.Queue)
+    sent: int = 0
+    taken: bool = False
+
+
+class EmbeddedEngine:
+    """Engine over a child process that may crash: it is started again, and who waited stays in
+    line.
+
+    A request that ran when the process died ends with EngineCrashed; one that still waited is
+    handed to the next process.
+    """
+
+    def __init__(self, settings: EmbeddedSettings) -> None:
+        self._settings = settings
+        self._ids = count(1)
+        self._calls: dict[int, _Call] = {}
+        self._counts: dict[int, asyncio.Future[list[int]]] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        """Set while it is known how loading went: the model is there, or `_trouble` says why
+        not.
+        """
+        self._ready = False
+        self.info: ModelInfo | None = None
+        self._stats: protocol.Stats | None = None
+        self._trouble = ""
+        self._restarts = 0
+        self._stopping = False
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+
+    def __repr__(self) -> str:
+        state = "ready" if self.ready() else self._trouble or "loading"
+        return f"<EmbeddedEngine {state} calls={len(self._calls)} restarts={self._restarts}>"
+
+    # -- Engine ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._supervisor = asyncio.create_task(self._supervise(), name="embedded-engine")
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._supervisor:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+        self._fail_all(EngineUnavailable("The proxy is shutting down."))
+
+    def ready(self) -> bool:
+        return self._ready
+
+    async def model(self) -> ModelInfo:
+        await self._until_loaded()
+        assert self.info is not None
+        return self.info
+
+    async def count(self, texts: Sequence[str]) -> list[int]:
+        if not texts:
+            return []
+        await self._until_loaded()
+        id_ = next(self._ids)
+        future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._counts[id_] = future
+        try:
+            self._send(Count(id=id_, texts=tuple(texts)))
+            async with asyncio.timeout(COUNT_S):
+                return await future
+        except TimeoutError as exc:
+            raise EngineUnavailable("The model process does not answer.") from exc
+        finally:
+            self._counts.pop(id_, None)
+
+    @asynccontextmanager
+    async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
+        if len(self._calls) >= self._settings.queue_limit:
+            raise QueueFull(f"{len(self._calls)} requests are waiting already; try again shortly.")
+        call = _Call(_submit(next(self._ids), request))
+        self._calls[call.submit.id] = call
+        try:
+            await self._until_loaded()
+            self._hand_over(call)
+            yield self._events(call)
+        finally:
+            if self._calls.pop(call.submit.id, None):
+                self._send(Cancel(id=call.submit.id))
+
+    def status(self) -> dict[str, Any]:
+        stats, info = self._stats, self.info
+        classes = [p.name.lower() for p in base.Priority]
+        return {
+            "kind": "embedded",
+            "ready": self.ready(),
+            "trouble": self._trouble,
+            "restarts": self._restarts,
+            "pid": self._process.pid if self._process and self.ready() else None,
+            "model": info.name if info else None,
+            "window_tokens": info.budget.window_tokens if info else None,
+            "details": info.details if info else {},
+            "running": dict(zip(classes, stats.running if stats else (0, 0, 0), strict=True)),
+            "waiting": dict(zip(classes, stats.waiting if stats else (0, 0, 0), strict=True)),
+            "sequences_used": stats.sequences_used if stats else 0,
+            "cells_used": stats.cells_used if stats else 0,
+            "cells": stats.cells if stats else 0,
+            "preemptions": stats.preemptions if stats else 0,
+        }
+
+    # -- one request -----------------------------------------------------------------------------
+
+    async def _events(self, call: _Call) -> AsyncIterator[Event]:
+        while True:
+            reply = await call.replies.get()
+            match reply:
+                case EngineError():
+                    raise reply
+                case protocol.Failed():
+                    self._calls.pop(call.submit.id, None)
+                    raise _error(reply)
+                case protocol.Began():
+                    yield Started(reply.prompt_tokens, reply.cached_tokens)
+                case protocol.Text():
+                    yield Delta(reply.text)
+                case protocol.Ended():
+                    self._calls.pop(call.submit.id, None)
+                    yield _finished(reply)
+                    return
+
+    async def _until_loaded(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.start_s):
+                await self._settled.wait()
+        except TimeoutError as exc:
+            raise EngineUnavailable("The model is still loading; try again shortly.") from exc
+        if not self._ready:
+            raise EngineUnavailable(self._trouble)
+
+    def _hand_over(self, call: _Call) -> None:
+        call.sent += 1
+        self._send(call.submit)
+
+    def _send(self, command: protocol.Command) -> None:
+        # A process that just died: the supervisor sees to the calls, there is nobody to tell here.
+        if self._process and self._process.stdin and not self._process.stdin.is_closing():
+            self._process.stdin.write(protocol.encode(command))
+
+    # -- the process -----------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        backoff_s, clock = BACKOFF_FIRST_S, asyncio.get_running_loop().time
+        while True:
+            started = clock()
+            await self._run_process()
+            backoff_s = BACKOFF_FIRST_S if clock() - started > HEALTHY_S else backoff_s
+            self._restarts += 1
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
+
+    async def _run_process(self) -> None:
+        """Starts a process, serves it until it ends, leaves nothing of it behind."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "proxy.engines.embedded.child"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        self._process = process
+        listener = asyncio.create_task(self._drain_stderr(process), name="embedded-stderr")
+        try:
+            self._send(self._settings.load)
+            await self._read_replies(process)
+        finally:
+            self._ready = False
+            if not self._trouble:
+                self._settled.clear()
+            await _end(process)
+            listener.cancel()
+            with suppress(asyncio.CancelledError):
+                await listener
+            self._after_death(process)
+
+    async def _read_replies(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        frames = protocol.Frames()
+        while data := await process.stdout.read(READ_BYTES):
+            for body in frames.feed(data):
+                self._dispatch(protocol.reply(body))
+
+    def _dispatch(self, reply: protocol.Reply) -> None:
+        match reply:
+            case protocol.Loaded():
+                self._on_loaded(reply)
+            case protocol.Fatal(message=message):
+                self._trouble = message
+                self._settled.set()
+                log.error("the model cannot be loaded: %s", message)
+                self._fail_all(EngineUnavailable(message))
+            case protocol.Stats():
+                self._stats = reply
+            case protocol.Counted(id=id_, counts=counts):
+                if (future := self._counts.get(id_)) and not future.done():
+                    future.set_result(list(counts))
+            case protocol.Taken(id=id_):
+                if call := self._calls.get(id_):
+                    call.taken = True
+            case protocol.Cancelled():
+                pass
+            case _:
+                if call := self._calls.get(reply.id):
+                    call.replies.put_nowait(reply)
+
+    def _on_loaded(self, reply: protocol.Loaded) -> None:
+        budget = Budget(reply.window_tokens, reply.message_tokens, reply.base_tokens)
+        self.info = ModelInfo(
+            reply.name, reply.fingerprint, budget, reply.default_system, dict(reply.details)
+        )
+        self._trouble = ""
+        log.info("model %s loaded, window %d tokens", reply.name, reply.window_tokens)
+        self._ready = True
+        self._settled.set()
+        # Those who waited in the last process's queue; who was never sent waits for `_settled`.
+        for call in [c for c in self._calls.values() if c.sent and not c.taken]:
+            self._hand_over(call)
+
+    def _after_death(self, process: asyncio.subprocess.Process) -> None:
+        code = process.returncode
+        self._stats = None
+        if not self._trouble and not self._stopping:
+            log.error("the model process ended (%s); last words: %s", code, list(self._stderr)[-3:])
+        crashed = EngineCrashed("The model process ended while it worked on this request.")
+        for call in self._calls.values():
+            # Twice in the queue of a process that died is once too often to be chance.
+            if call.taken or call.sent > 1:
+                call.replies.put_nowait(crashed)
+        for future in self._counts.values():
+            if not future.done():
+                future.set_exception(EngineCrashed("The model process ended."))
+
+    def _fail_all(self, error: EngineError) -> None:
+        for call in self._calls.values():
+            call.replies.put_nowait(error)
+        for future in self._counts.values():
+            if not future.done():
+                future.set_exception(error)
+
+    async def _drain_stderr(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        while line := await process.stderr.readline():
+            text = line.decode("utf-8", "replace").rstrip()
+            self._stderr.append(text)
+            log.debug("llama.cpp: %s", text)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Closing stdin is the polite way; after a bounded wait there is no other word."""
+    if process.stdin:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(TERMINATE_S):
+            await process.wait()
+    except (TimeoutError, asyncio.CancelledError):
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+def _submit(id_: int, request: Generate) -> Submit:
+    s = request.sampling
+    return Submit(
+        id=id_,
+        owner=request.owner,
+        priority=int(request.priority),
+        messages=_parts(request.context),
+        continues=request.context.continues,
+        max_tokens=request.max_tokens,
+        keep=request.keep,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        min_p=s.min_p,
+        seed=s.seed,
+        presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty,
+        repeat_penalty=s.repeat_penalty,
+        logit_bias=s.logit_bias,
+        stop=s.stop,
+    )
+
+
+def _parts(context: Context) -> tuple[Part, ...]:
+    return tuple(_part(m) for m in context.messages)
+
+
+def _part(message: ContextMessage) -> Part:
+    if message.token_ids is not None:
+        return Part(role=message.role, parts=(), token_ids=message.token_ids)
+    # Lone surrogates cannot be encoded; they reach the model as U+FFFD.
+    parts = tuple(p.encode("utf-8", "replace").decode() for p in message.parts)
+    return Part(role=message.role, parts=parts)
+
+
+def _error(failed: protocol.Failed) -> EngineError:
+    if failed.kind == "overflow":
+        return ContextOverflow(
+            prompt_tokens=failed.prompt_tokens, window_tokens=failed.window_tokens
+        )
+    if failed.kind == "refused":
+        return RequestRefused(failed.message)
+    return EngineError(failed.message)
+
+
+def _finished(reply: protocol.Ended) -> Finished:
+    return Finished(
+        finish_reason=reply.finish_reason,
+        prompt_tokens=reply.prompt_tokens,
+        cached_tokens=reply.cached_tokens,
+        completion_tokens=reply.completion_tokens,
+        token_ids=reply.token_ids,
+        queued_s=reply.queued_s,
+        prefill_s=reply.prefill_s,
+        decode_s=reply.decode_s,
+    )

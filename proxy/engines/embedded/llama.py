@@ -1,0 +1,303 @@
+"""The one door to llama.cpp: a loaded model, its KV cache, one batch at a time, and samplers.
+
+Nothing here is for concurrent use but `tokenize` and `Abort.set`: the vocabulary is read-only, and
+the abort flag is a byte that llama.cpp reads for itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import llama_cpp as C
+
+VOCAB_SPM = 1
+"""LLAMA_VOCAB_TYPE_SPM: a tokenizer that puts a space before every text it is given."""
+
+ABORTED = 2
+NO_SLOT = 1
+
+PENALTY_LAST_N = 64
+"""How far back penalties look: llama.cpp's own default."""
+
+
+class LoadError(Exception):
+    """The model cannot be loaded. `str()` says why in a sentence."""
+
+
+class DecodeError(Exception):
+    """llama_decode failed for good on this batch."""
+
+
+class Abort:
+    """A flag that ends a running llama_decode within one graph node, set from any thread.
+
+    llama.cpp asks a C function of the type `bool (*)(void *)` before each node. A Python function
+    there would have to win the interpreter's lock a thousand times a batch; libc's `strlen` on a
+    two-byte buffer answers the same question ("is the first byte set?") without it.
+    """
+
+    def __init__(self) -> None:
+        self._flag = ctypes.create_string_buffer(2)
+        self._libc = ctypes.CDLL(None)
+        self.callback = ctypes.cast(self._libc.strlen, C.ggml_abort_callback)
+        self.address = ctypes.cast(self._flag, ctypes.c_void_p)
+
+    def set(self) -> None:
+        self._flag[0] = b"\x01"
+
+    def clear(self) -> None:
+        self._flag[0] = b"\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to load. Lengths are tokens; `threads` 0 takes every core."""
+
+    path: str
+    n_ctx: int
+    cache_tokens: int
+    sequences: int
+    n_batch: int
+    n_ubatch: int
+    threads: int
+    gpu_layers: int
+
+
+class Llama:
+    """A model and one context over a unified KV cache. Raises LoadError."""
+
+    def __init__(self, settings: Settings) -> None:
+        C.llama_backend_init()
+        self._model = _load_model(settings)
+        self.vocab = C.llama_model_get_vocab(self._model)
+        self.window_tokens = _window(self._model, settings.n_ctx)
+        self.cells = max(settings.cache_tokens or 2 * self.window_tokens, self.window_tokens)
+        self.abort = Abort()
+        self._context = _new_context(self._model, settings, self.cells)
+        self._memory = C.llama_get_memory(self._context)
+        C.llama_set_abort_callback(self._context, self.abort.callback, self.abort.address)
+        self.n_batch = int(C.llama_n_batch(self._context))
+        self._batch = C.llama_batch_init(self.n_batch, 0, 1)
+        self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
+        self.can_cut = not (
+            C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
+        )
+        self._pieces: dict[int, bytes] = {}
+
+    # -- the model -------------------------------------------------------------------------------
+
+    def meta(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(1 << 10)
+        n = C.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if n >= 0 else ""
+
+    def description(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        C.llama_model_desc(self._model, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def chat_template(self) -> str:
+        template = C.llama_model_chat_template(self._model, None)
+        return template.decode("utf-8", "replace") if template else ""
+
+    def special_text(self, token: int) -> str:
+        return self._piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    @property
+    def bos(self) -> int:
+        return int(C.llama_vocab_bos(self.vocab))
+
+    @property
+    def eos(self) -> int:
+        return int(C.llama_vocab_eos(self.vocab))
+
+    @property
+    def adds_bos(self) -> bool:
+        return bool(C.llama_vocab_get_add_bos(self.vocab))
+
+    def is_end(self, token: int) -> bool:
+        return bool(C.llama_vocab_is_eog(self.vocab, token))
+
+    # -- text and tokens -------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, markup: bool, first: bool = False) -> list[int]:
+        """Tokens of a piece of a prompt. `markup`: special tokens written in it count as such."""
+        if not first and C.llama_vocab_type(self.vocab) == VOCAB_SPM:
+            # The space that this tokenizer puts first belongs to the start of a prompt alone.
+            # Behind a newline, which is a token of its own, nothing is put in.
+            newline = self._tokenize("\n", markup=markup)
+            return self._tokenize("\n" + text, markup=markup)[len(newline) :]
+        return self._tokenize(text, markup=markup)
+
+    def _tokenize(self, text: str, *, markup: bool) -> list[int]:
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 2
+        while True:
+            out = (C.llama_token * room)()
+            n = C.llama_tokenize(self.vocab, data, len(data), out, room, False, markup)
+            if n >= 0:
+                return list(out[:n])
+            room = -n
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a generated token. Control tokens are nothing."""
+        if token not in self._pieces:
+            self._pieces[token] = self._piece(token, special=False)
+        return self._pieces[token]
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        n = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
+
+    # -- the KV cache (proxy.engines.embedded.sequences.KV) ----------------------------------------
+
+    def remove(self, sequence: int, start: int) -> None:
+        if not C.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            raise DecodeError("the model's state cannot be cut back")
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        C.llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def end(self, sequence: int) -> int:
+        return int(C.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    # -- one batch -------------------------------------------------------------------------------
+
+    def decode(self, entries: Sequence[tuple[int, int, Sequence[int], bool]]) -> int:
+        """Evaluates (sequence, first position, tokens, wants logits of the last) one after another.
+
+        Returns 0, NO_SLOT (nothing was evaluated) or ABORTED (the micro-batches before the abort
+        are in the cache: ask `end`). Raises DecodeError.
+        """
+        b, n = self._batch, 0
+        for sequence, start, tokens, wants_logits in entries:
+            for i, token in enumerate(tokens):
+                b.token[n], b.pos[n] = token, start + i
+                b.n_seq_id[n], b.seq_id[n][0] = 1, sequence
+                b.logits[n] = wants_logits and i == len(tokens) - 1
+                n += 1
+        b.n_tokens = n
+        status = int(C.llama_decode(self._context, b))
+        if status < 0:
+            raise DecodeError(f"llama_decode returned {status}")
+        return status
+
+    def sample(self, sampler: Sampler, index: int) -> int:
+        """The next token from the logits of batch entry `index`; the sampler remembers it."""
+        return int(C.llama_sampler_sample(sampler.chain, self._context, index))
+
+
+class Sampler:
+    """A chain of llama.cpp samplers in llama.cpp's own order. `close` frees it."""
+
+    def __init__(
+        self,
+        llama: Llama,
+        *,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        min_p: float,
+        seed: int,
+        presence_penalty: float,
+        frequency_penalty: float,
+        repeat_penalty: float,
+        logit_bias: Sequence[tuple[int, float]],
+        history: Sequence[int],
+    ) -> None:
+        self.chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+        self._add_bias(llama, logit_bias)
+        if (repeat_penalty, frequency_penalty, presence_penalty) != (1.0, 0.0, 0.0):
+            penalties = C.llama_sampler_init_penalties(
+                llama.n_vocab, PENALTY_LAST_N, repeat_penalty, frequency_penalty, presence_penalty
+            )
+            C.llama_sampler_chain_add(self.chain, penalties)
+        for sampler in _choosers(temperature, top_p, top_k, min_p, seed):
+            C.llama_sampler_chain_add(self.chain, sampler)
+        for token in history[-PENALTY_LAST_N:]:
+            C.llama_sampler_accept(self.chain, token)
+
+    def close(self) -> None:
+        if self.chain:
+            C.llama_sampler_free(self.chain)
+            self.chain = None
+
+    def _add_bias(self, llama: Llama, logit_bias: Sequence[tuple[int, float]]) -> None:
+        known = [(t, b) for t, b in logit_bias if 0 <= t < llama.n_vocab]
+        if known:
+            table = (C.llama_logit_bias * len(known))(*(C.llama_logit_bias(*entry) for entry in known))
+            bias = C.llama_sampler_init_logit_bias(llama.n_vocab, len(known), table)
+            C.llama_sampler_chain_add(self.chain, bias)
+
+
+def to_bytes(tokens: Sequence[int]) -> bytes:
+    """Tokens as the store keeps them: little-endian int32."""
+    return array("i", tokens).tobytes()
+
+
+def from_bytes(data: bytes) -> list[int]:
+    return array("i", data).tolist()
+
+
+def _choosers(
+    temperature: float, top_p: float, top_k: int, min_p: float, seed: int
+) -> list[object]:
+    if temperature <= 0:
+        return [C.llama_sampler_init_greedy()]
+    chain = [C.llama_sampler_init_top_k(top_k)] if top_k > 0 else []
+    if top_p < 1:
+        chain.append(C.llama_sampler_init_top_p(top_p, 1))
+    if min_p > 0:
+        chain.append(C.llama_sampler_init_min_p(min_p, 1))
+    return [*chain, C.llama_sampler_init_temp(temperature), C.llama_sampler_init_dist(seed)]
+
+
+def fingerprint(path: str) -> str:
+    """Names the model file by size, head and tail: a changed vocabulary or weights changes it."""
+    digest = hashlib.blake2b(digest_size=12)
+    with Path(path).open("rb") as file:
+        size = file.seek(0, 2)
+        digest.update(size.to_bytes(8, "little"))
+        for start in (0, max(0, size - (1 << 20))):
+            file.seek(start)
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()
+
+
+def _load_model(settings: Settings) -> C.llama_model_p:
+    params = C.llama_model_default_params()
+    params.n_gpu_layers = settings.gpu_layers
+    model: C.llama_model_p | None = C.llama_model_load_from_file(settings.path.encode(), params)
+    if not model:
+        raise LoadError(f"llama.cpp cannot load {settings.path}.")
+    return model
+
+
+def _window(model: C.llama_model_p, n_ctx: int) -> int:
+    return n_ctx or min(int(C.llama_model_n_ctx_train(model)), 8192)
+
+
+def _new_context(model: C.llama_model_p, settings: Settings, cells: int) -> C.llama_context_p:
+    params = C.llama_context_default_params()
+    params.n_ctx = cells
+    params.n_batch = settings.n_batch
+    params.n_ubatch = min(settings.n_ubatch, settings.n_batch)
+    params.n_seq_max = settings.sequences
+    params.kv_unified = True
+    # A full-size cache for sliding-window layers: a prefix can be cut anywhere and stays exact.
+    params.swa_full = True
+    if settings.threads:
+        params.n_threads = params.n_threads_batch = settings.threads
+    context: C.llama_context_p | None = C.llama_init_from_model(model, params)
+    if not context:
+        raise LoadError(f"There is not enough memory for a window of {cells} tokens.")
+    return context

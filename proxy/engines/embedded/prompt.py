@@ -1,0 +1,95 @@
+"""From a context's messages to the tokens of a prompt, and what the template itself costs."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from proxy.engines.embedded.llama import Llama, from_bytes
+from proxy.engines.embedded.protocol import Part
+from proxy.engines.embedded.template import CHATML, ChatTemplate, Markup
+
+CACHED_TEXTS = 4096
+"""Texts whose tokens are remembered: a context's older messages come again with every request."""
+
+
+class Prompter:
+    """Safe to use from one thread at a time, beside the thread that decodes."""
+
+    def __init__(self, llama: Llama) -> None:
+        self._llama = llama
+        self._cache: OrderedDict[tuple[str, bool], list[int]] = OrderedDict()
+        self.template = ChatTemplate(
+            llama.chat_template() or CHATML,
+            bos=llama.special_text(llama.bos),
+            eos=llama.special_text(llama.eos),
+        )
+
+    def tokens(
+        self, messages: Sequence[Part], *, answer_header: bool, continues: bool
+    ) -> list[int]:
+        """The prompt, token by token. Raises TemplateError."""
+        messages = self._fold_system(messages)
+        segments = self.template.render(
+            [m.role for m in messages], answer_header=answer_header, continues=continues
+        )
+        tokens: list[int] = []
+        for segment in segments:
+            if isinstance(segment, Markup):
+                tokens += self._text(segment.text, markup=True, first=not tokens)
+            else:
+                tokens += self._content(messages[segment.index], first=not tokens)
+        return self._with_bos(tokens)
+
+    def count(self, text: str) -> int:
+        return len(self._text(text, markup=False, first=False))
+
+    def overhead(self) -> tuple[int, int]:
+        """(tokens around each message, tokens once): from prompts with one and two turns."""
+        one = self._markup_tokens(["system", "user"])
+        two = self._markup_tokens(["system", "user", "assistant", "user"])
+        each = -(-(two - one) // 2)
+        return each, max(0, one - 2 * each)
+
+    def default_system(self) -> str:
+        return self.template.default_system()
+
+    def _markup_tokens(self, roles: list[str]) -> int:
+        empty = [Part(role=r, parts=()) for r in roles]
+        return len(self.tokens(empty, answer_header=True, continues=False))
+
+    def _content(self, message: Part, *, first: bool) -> list[int]:
+        if message.token_ids is not None:
+            return from_bytes(message.token_ids)
+        tokens: list[int] = []
+        for part in message.parts:
+            tokens += self._text(part, markup=False, first=first and not tokens)
+        return tokens
+
+    def _text(self, text: str, *, markup: bool, first: bool) -> list[int]:
+        if first:
+            return self._llama.tokenize(text, markup=markup, first=True)
+        key = (text, markup)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        tokens = self._cache[key] = self._llama.tokenize(text, markup=markup)
+        if len(self._cache) > CACHED_TEXTS:
+            self._cache.popitem(last=False)
+        return tokens
+
+    def _fold_system(self, messages: Sequence[Part]) -> Sequence[Part]:
+        """For templates without a system role: its text goes in front of the first user message."""
+        if self.template.takes_system or not messages or messages[0].role != "system":
+            return messages
+        system, rest = messages[0], list(messages[1:])
+        if not rest or rest[0].role != "user":
+            return [Part(role="user", parts=system.parts), *rest]
+        first = Part(role="user", parts=(*system.parts, "\n\n", *rest[0].parts))
+        return [first, *rest[1:]]
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
+        llama = self._llama
+        if llama.adds_bos and (not tokens or tokens[0] != llama.bos):
+            return [llama.bos, *tokens]
+        return tokens

@@ -1,0 +1,189 @@
+"""Frames between the proxy and its model process: msgpack, each behind a 4-byte length. No I/O.
+
+Parent to child: Load first, then Submit, Cancel and Count in any order.
+Child to parent: Loaded or Fatal first, then events that carry the request's id.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+LENGTH = struct.Struct("<I")
+MAX_FRAME_BYTES = 256 << 20
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Which model, and how. `n_ctx` is the window of one request, `cache_tokens` all KV cells."""
+
+    path: str
+    n_ctx: int
+    cache_tokens: int
+    sequences: int
+    n_batch: int
+    n_ubatch: int
+    threads: int
+    gpu_layers: int
+    trace_path: str = ""
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One message: `parts` are tokenized one by one, or `token_ids` (int32) stand for all of
+    them.
+    """
+
+    role: str
+    parts: tuple[str, ...]
+    token_ids: bytes | None = None
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    owner: str
+    priority: int
+    messages: tuple[Part, ...]
+    continues: bool
+    max_tokens: int | None
+    keep: bool
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int | None
+    presence_penalty: float
+    frequency_penalty: float
+    repeat_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+    stop: tuple[str, ...]
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    id: int
+
+
+class Count(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    texts: tuple[str, ...]
+
+
+Command = Load | Submit | Cancel | Count
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    name: str
+    fingerprint: str
+    window_tokens: int
+    message_tokens: int
+    base_tokens: int
+    default_system: str
+    details: dict[str, str | int | float | bool]
+
+
+class Fatal(msgspec.Struct, frozen=True, tag=True):
+    """The model could not be loaded. The process ends after this frame."""
+
+    message: str
+
+
+class Taken(msgspec.Struct, frozen=True, tag=True):
+    """The request left the queue. If the process dies now, this request may be why."""
+
+    id: int
+
+
+class Began(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    prompt_tokens: int
+    cached_tokens: int
+
+
+class Text(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    text: str
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    finish_reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    token_ids: bytes | None
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """`kind` is "overflow" (prompt_tokens and window_tokens hold), "refused" or "engine"."""
+
+    id: int
+    kind: str
+    message: str
+    prompt_tokens: int = 0
+    window_tokens: int = 0
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """The request is out of the engine: nothing of it runs any more."""
+
+    id: int
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    counts: tuple[int, ...]
+
+
+class Stats(msgspec.Struct, frozen=True, tag=True):
+    """Sent after each change of the queue: who runs, who waits, how full the cache is."""
+
+    running: tuple[int, ...]
+    """Requests running, one number a class."""
+    waiting: tuple[int, ...]
+    sequences_used: int
+    cells_used: int
+    cells: int
+    preemptions: int
+
+
+Reply = Loaded | Fatal | Taken | Began | Text | Ended | Failed | Cancelled | Counted | Stats
+
+_encoder = msgspec.msgpack.Encoder()
+_commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(frame: Command | Reply) -> bytes:
+    body = _encoder.encode(frame)
+    return LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Bytes in, frame bodies out. Raises ValueError on a length no honest peer would send."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._buffer += data
+        while len(self._buffer) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"frame of {length} bytes")
+            end = LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[LENGTH.size : end])
+            del self._buffer[:end]
+            yield body
+
+
+def command(body: bytes) -> Command:
+    return _commands.decode(body)
+
+
+def reply(body: bytes) -> Reply:
+    return _replies.decode(body)

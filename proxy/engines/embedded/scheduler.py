@@ -1,0 +1,470 @@
+"""Who runs next: one batch at a time out of all requests, best class first.
+
+A request waits until the classes above it have nothing to do, then takes a sequence, evaluates
+what of its prompt is not in the cache, and generates. Requests of one class run together:
+each batch holds the next token of every answer and a chunk of the prompts still to evaluate.
+A request of a better class stops the others between two batches (and inside one, through the
+abort flag); they keep what they have and go on when it is done.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from proxy.engines.embedded.llama import (
+    ABORTED,
+    NO_SLOT,
+    DecodeError,
+    Llama,
+    Sampler,
+    to_bytes,
+)
+from proxy.engines.embedded.protocol import (
+    Began,
+    Cancelled,
+    Ended,
+    Failed,
+    Reply,
+    Stats,
+    Submit,
+    Taken,
+    Text,
+)
+from proxy.engines.embedded.sequences import Sequence as KVSequence
+from proxy.engines.embedded.sequences import SequenceCache
+from proxy.engines.embedded.text import TextStream
+
+CHAT, SIDE, BACKGROUND = 0, 1, 2
+CLASSES = ("chat", "side", "background")
+
+BACKGROUND_CHUNK = 64
+"""Tokens of background prefill a batch: as fast as 512 on a CPU, and at most these are lost when a
+chat request breaks in."""
+
+SHARED_CHUNK = 128
+"""Tokens of prefill a batch while others decode beside it: bounds how long they pause."""
+
+
+class Trace(Protocol):
+    """Told of everything that happens to a request, and of each batch with the requests in it."""
+
+    def request(self, event: str, request: Request) -> None: ...
+    def batch(self, requests: Sequence[Request], *, n_tokens: int) -> None: ...
+
+
+class Gate(Protocol):
+    """Asked right before a batch is evaluated; false when something arrived that comes first."""
+
+    def __call__(self, priority: int, requests: Sequence[int]) -> bool: ...
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request in the engine. `tokens` is the prompt and what was generated behind it."""
+
+    submit: Submit
+    tokens: list[int]
+    arrived_at: float
+    n_prompt: int = 0
+    max_new: int = 0
+    sequence: KVSequence | None = None
+    sampler: Sampler | None = None
+    text: TextStream = field(default_factory=TextStream)
+    evaluated_prompt: int = 0
+    began_at: float = 0.0
+    first_token_at: float = 0.0
+    paused: bool = False
+
+    @property
+    def id(self) -> int:
+        return self.submit.id
+
+    @property
+    def priority(self) -> int:
+        return self.submit.priority
+
+    @property
+    def warms(self) -> bool:
+        return self.submit.max_tokens == 0
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[self.n_prompt :]
+
+    @property
+    def missing(self) -> int:
+        """Tokens still to evaluate before the next one can be chosen."""
+        return len(self.tokens) - len(self.sequence.tokens) if self.sequence else len(self.tokens)
+
+    @property
+    def cached_tokens(self) -> int:
+        return max(0, self.n_prompt - self.evaluated_prompt)
+
+
+class Scheduler:
+    """Owned by the engine thread; every method is called there."""
+
+    def __init__(
+        self,
+        llama: Llama,
+        *,
+        n_sequences: int,
+        emit: Callable[[Reply], None],
+        trace: Trace,
+        gate: Gate,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._llama = llama
+        self._cache = SequenceCache(llama, n_sequences=n_sequences, n_cells=llama.cells)
+        self._n_sequences = n_sequences
+        self._emit = emit
+        self._trace = trace
+        self._gate = gate
+        self._clock = clock
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.preemptions = 0
+        self._reported: object = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Scheduler running={len(self.running)} waiting={len(self.waiting)} {self._cache!r}>"
+        )
+
+    @property
+    def idle(self) -> bool:
+        return not (self.running or self.waiting)
+
+    # -- in and out ------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queues a request whose prompt is known to fit the window."""
+        submit = request.submit
+        request.n_prompt = len(request.tokens)
+        room = self._llama.window_tokens - request.n_prompt
+        request.max_new = room if submit.max_tokens is None else min(room, submit.max_tokens)
+        request.text = TextStream(submit.stop)
+        self.waiting.append(request)
+        self._trace.request("request_queued", request)
+
+    def cancel(self, request_id: int) -> None:
+        for request in [*self.waiting, *self.running]:
+            if request.id == request_id:
+                self._leave(request, keep=request.submit.keep)
+                self._trace.request("request_cancelled", request)
+        self._emit(Cancelled(id=request_id))
+
+    def stats(self) -> Stats:
+        cache = self._cache
+        return Stats(
+            running=_by_class(self.running),
+            waiting=_by_class(self.waiting),
+            sequences_used=cache.sequences_used,
+            cells_used=cache.cells_used,
+            cells=cache.n_cells,
+            preemptions=self.preemptions,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the books of the cache do not balance."""
+        self._cache.check_integrity()
+
+    # -- one step --------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Admits what may run, evaluates one batch, hands out what came of it."""
+        self._admit()
+        batch = self._compose()
+        if batch and self._gate(batch[0][0].priority, [r.id for r, _ in batch]):
+            self._evaluate(batch)
+        self.report()
+
+    def report(self) -> None:
+        """Sends the numbers when somebody came or went."""
+        stats = self.stats()
+        counts = (stats.running, stats.waiting)
+        if counts != self._reported:
+            self._reported = counts
+            self._emit(stats)
+
+    def active_class(self) -> int | None:
+        """The best class that has anything to do: no other is in the next batch."""
+        return min((r.priority for r in (*self.running, *self.waiting)), default=None)
+
+    def _admit(self) -> None:
+        best = self.active_class()
+        for request in sorted(self.waiting, key=lambda r: (r.priority, r.arrived_at)):
+            if request.priority != best or not self._start(request):
+                return
+
+    def _start(self, request: Request) -> bool:
+        if request.warms and self._is_warm(request):
+            self._finish(request, "stop")
+            return True
+        sequence = self._acquire(request)
+        if sequence is None:
+            return False
+        request.sequence = sequence
+        request.began_at = request.began_at or self._clock()
+        request.sampler = request.sampler or self._sampler(request)
+        self.waiting.remove(request)
+        self.running.append(request)
+        self._trace.request("request_started", request)
+        self._emit(Taken(id=request.id))
+        return True
+
+    def _is_warm(self, request: Request) -> bool:
+        _, n = self._cache.match_prefix(request.submit.owner, request.tokens)
+        return n == len(request.tokens)
+
+    def _acquire(self, request: Request) -> KVSequence | None:
+        """A sequence with room behind it for the prompt, taken from worse classes if need be."""
+        # A prompt's last token is evaluated again for its logits; warming wants none.
+        wanted = [*request.tokens, 0] if request.warms else request.tokens
+        while True:
+            sequence = self._cache.acquire(
+                request.submit.owner, wanted, in_place=request.submit.keep
+            )
+            if sequence:
+                missing = len(request.tokens) - len(sequence.tokens)
+                if self._cache.make_room(missing) or not self.running:
+                    return sequence
+                self._cache.release(sequence, keep=True)
+            worse = [r for r in self.running if r.priority > request.priority]
+            if not worse:
+                return None
+            self._requeue(max(worse, key=lambda r: (r.priority, r.arrived_at)))
+
+    def _compose(self) -> list[tuple[Request, list[int]]]:
+        """(request, its next tokens): answers first, then prompts, oldest first."""
+        best = self.active_class()
+        for r in self.running:
+            self._mark_paused(r, paused=r.priority != best)
+        ready = [r for r in self.running if r.priority == best]
+        decoding = [r for r in ready if r.missing == 1 and len(r.tokens) > r.n_prompt]
+        prefilling = [r for r in ready if r not in decoding]
+        batch = [(r, r.tokens[-1:]) for r in decoding]
+        room = self._chunk(best, beside=len(decoding))
+        for r in prefilling:
+            assert r.sequence is not None
+            start = len(r.sequence.tokens)
+            chunk = r.tokens[start : start + room]
+            if chunk:
+                batch.append((r, chunk))
+            room -= len(chunk)
+        return self._fit(batch)
+
+    def _chunk(self, best: int | None, *, beside: int) -> int:
+        if best == BACKGROUND:
+            return BACKGROUND_CHUNK
+        room = self._llama.n_batch - beside
+        return min(room, SHARED_CHUNK) if beside else room
+
+    def _fit(self, batch: list[tuple[Request, list[int]]]) -> list[tuple[Request, list[int]]]:
+        """Makes room for the batch: idle sequences go first, then the youngest request waits."""
+        while batch and not self._cache.make_room(sum(len(t) for _, t in batch)):
+            # A paused request of a worse class goes before one that is about to run.
+            victim = max(self.running, key=lambda r: (r.priority, r.arrived_at))
+            if len(self.running) == 1:
+                self._fail(victim, "engine", "The KV cache has no room for this request.")
+                return []
+            self._requeue(victim)
+            batch = [(r, t) for r, t in batch if r is not victim]
+        return batch
+
+    def _evaluate(self, batch: Sequence[tuple[Request, list[int]]]) -> None:
+        requests = [r for r, _ in batch]
+        self._trace.batch(requests, n_tokens=sum(len(t) for _, t in batch))
+        entries = [
+            (r.sequence.id, len(r.sequence.tokens), tokens, self._wants_logits(r, tokens))
+            for r, tokens in batch
+            if r.sequence
+        ]
+        try:
+            status = self._llama.decode(entries)
+        except DecodeError as exc:
+            self._drop_batch(requests, str(exc))
+            return
+        if status == NO_SLOT:
+            self._no_slot(requests)
+        elif status == ABORTED:
+            self._resync(requests)
+        else:
+            self._advance(batch)
+
+    def _advance(self, batch: Sequence[tuple[Request, list[int]]]) -> None:
+        index = -1
+        for request, tokens in batch:
+            index += len(tokens)
+            self._account(request, tokens)
+            if request.missing:
+                continue
+            if request.warms:
+                self._finish(request, "stop")
+            else:
+                self._next_token(request, index)
+
+    def _account(self, request: Request, tokens: Sequence[int]) -> None:
+        assert request.sequence is not None
+        start = len(request.sequence.tokens)
+        request.evaluated_prompt += max(0, min(start + len(tokens), request.n_prompt) - start)
+        self._cache.extend(request.sequence, tokens)
+
+    def _next_token(self, request: Request, index: int) -> None:
+        assert request.sampler is not None
+        if not request.first_token_at:
+            self._begin(request)
+        if request.max_new <= 0:
+            self._finish(request, "length")
+            return
+        token = self._llama.sample(request.sampler, index)
+        if self._llama.is_end(token):
+            self._finish(request, "stop")
+            return
+        request.tokens.append(token)
+        piece = self._llama.piece(token)
+        self._say(request, request.text.feed(piece))
+        if request.text.stopped:
+            self._finish(request, "stop")
+        elif len(request.generated) >= request.max_new:
+            self._finish(request, "length")
+
+    # -- the ends of a request -------------------------------------------------------------------
+
+    def _begin(self, request: Request) -> None:
+        request.first_token_at = self._clock()
+        self._trace.request("first_token", request)
+        self._emit(
+            Began(
+                id=request.id,
+                prompt_tokens=request.n_prompt,
+                cached_tokens=request.cached_tokens,
+            )
+        )
+
+    def _say(self, request: Request, text: str) -> None:
+        if text:
+            self._emit(Text(id=request.id, text=text))
+
+    def _finish(self, request: Request, reason: str) -> None:
+        now = self._clock()
+        if not request.first_token_at:
+            self._begin(request)
+        self._say(request, request.text.finish())
+        self._leave(request, keep=request.submit.keep)
+        self._trace.request("request_done", request)
+        self._emit(
+            Ended(
+                id=request.id,
+                finish_reason=reason,
+                prompt_tokens=request.n_prompt,
+                cached_tokens=request.cached_tokens,
+                completion_tokens=len(request.generated),
+                token_ids=self._token_ids(request),
+                queued_s=request.began_at - request.arrived_at,
+                prefill_s=request.first_token_at - request.began_at,
+                decode_s=now - request.first_token_at,
+            )
+        )
+
+    def _token_ids(self, request: Request) -> bytes | None:
+        """The tokens of the text as it was given out, if it ends where a token ends."""
+        tokens = request.generated
+        if not request.text.stopped:
+            return to_bytes(tokens)
+        room = request.text.given_bytes
+        for n, token in enumerate(tokens):
+            if room <= 0:
+                return to_bytes(tokens[:n]) if room == 0 else None
+            room -= len(self._llama.piece(token))
+        return None
+
+    def _fail(self, request: Request, kind: str, message: str) -> None:
+        self._leave(request, keep=False)
+        self._trace.request("request_failed", request)
+        self._emit(Failed(id=request.id, kind=kind, message=message))
+
+    def _leave(self, request: Request, *, keep: bool) -> None:
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request in self.running:
+            self.running.remove(request)
+        if request.sequence:
+            self._cache.release(request.sequence, keep=keep)
+            request.sequence = None
+        if request.sampler:
+            request.sampler.close()
+            request.sampler = None
+
+    # -- when it does not go to plan -------------------------------------------------------------
+
+    def _requeue(self, request: Request) -> None:
+        """Gives its cells up and waits again; what was generated stays and is evaluated anew."""
+        assert request.sequence is not None
+        self._cache.release(request.sequence, keep=False)
+        request.sequence = None
+        self.running.remove(request)
+        self.waiting.append(request)
+        self.preemptions += 1
+        self._trace.request("request_requeued", request)
+
+    def _resync(self, batch: Sequence[Request]) -> None:
+        """After an abort: whole micro-batches stayed in the cache, and no logits did."""
+        for r in batch:
+            assert r.sequence is not None
+            have = len(r.sequence.tokens)
+            held = self._llama.end(r.sequence.id)
+            self._account(r, r.tokens[have:held])
+            if not r.missing and not r.warms:
+                self._cache.truncate(r.sequence, len(r.tokens) - 1)
+
+    def _no_slot(self, batch: Sequence[Request]) -> None:
+        """The books said there was room and llama.cpp found none: free more, or give up the
+        last.
+        """
+        if self._cache.make_room(self._cache.n_cells - self._cache.cells_used + 1):
+            return
+        victim = max(batch, key=lambda r: (r.priority, r.arrived_at))
+        if len(self.running) > 1:
+            self._requeue(victim)
+        else:
+            self._fail(victim, "engine", "The KV cache has no room for this request.")
+
+    def _drop_batch(self, batch: Sequence[Request], why: str) -> None:
+        for r in batch:
+            self._fail(r, "engine", f"The model could not evaluate this request ({why}).")
+
+    def _mark_paused(self, request: Request, *, paused: bool) -> None:
+        if paused and not request.paused:
+            self.preemptions += 1
+            self._trace.request("request_paused", request)
+        elif request.paused and not paused:
+            self._trace.request("request_resumed", request)
+        request.paused = paused
+
+    def _wants_logits(self, request: Request, tokens: Sequence[int]) -> bool:
+        return not request.warms and len(tokens) == request.missing
+
+    def _sampler(self, request: Request) -> Sampler:
+        s = request.submit
+        return Sampler(
+            self._llama,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            top_k=s.top_k,
+            min_p=s.min_p,
+            seed=secrets.randbits(32) if s.seed is None else s.seed % (1 << 32),
+            presence_penalty=s.presence_penalty,
+            frequency_penalty=s.frequency_penalty,
+            repeat_penalty=s.repeat_penalty,
+            logit_bias=s.logit_bias,
+            history=request.tokens,
+        )
+
+
+def _by_class(requests: Sequence[Request]) -> tuple[int, ...]:
+    return tuple(sum(r.priority == c for r in requests) for c in range(len(CLASSES)))

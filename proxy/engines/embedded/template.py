@@ -1,0 +1,152 @@
+"""The model's own chat template, rendered so that text stays text.
+
+A template is run with a marker in the place of each message's content. What the template wrote
+itself is tokenized with markup recognised, what stands for a marker is not: `<|im_end|>` typed by
+a user is eight characters and ends nothing. Format: Jinja2 as in Hugging Face's chat templates,
+stored in GGUF under tokenizer.chat_template.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""For models that bring no template of their own."""
+
+
+class TemplateError(ValueError):
+    """The template cannot render these messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """Text that the template wrote: special tokens in it count as such."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The content of message number `index` stands here, whole."""
+
+    index: int
+
+
+Segment = Markup | Content
+
+
+class ChatTemplate:
+    def __init__(self, source: str, *, bos: str, eos: str) -> None:
+        """Raises TemplateError if `source` is no template."""
+        self._nonce = secrets.token_hex(8)
+        self._marker = re.compile(f"\ue000{self._nonce}:([0-9]+)\ue001")
+        self._constants = {"bos_token": bos, "eos_token": eos}
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as exc:
+            raise TemplateError(f"The chat template does not parse: {exc}") from exc
+        self.takes_system = self._probe_system()
+
+    def render(
+        self, roles: Sequence[str], *, answer_header: bool, continues: bool = False
+    ) -> tuple[Segment, ...]:
+        """Segments for messages of these roles, in order.
+
+        With `answer_header` the header of the assistant's answer follows. With `continues` the
+        text ends right behind the last message's content, so that the model goes on with it.
+        Raises TemplateError if the template refuses the roles or loses a message.
+        """
+        text = self._run(roles, answer_header=answer_header and not continues)
+        segments = tuple(self._split(text))
+        present = {s.index for s in segments if isinstance(s, Content)}
+        if missing := set(range(len(roles))) - present:
+            raise TemplateError(f"The chat template leaves out message {min(missing) + 1}.")
+        return _until(segments, len(roles) - 1) if continues else segments
+
+    def default_system(self) -> str:
+        """The system prompt that the template adds when there is none, "" if it adds none."""
+        if not self.takes_system:
+            return ""
+        given = self._run(["system", "user"], answer_header=False)
+        absent = self._run(["user"], answer_header=False)
+        head, tail = given.split(self._mark(0))
+        between, head_of_user = tail.split(self._mark(1))[0], absent.split(self._mark(0))[0]
+        if head and head_of_user.startswith(head) and head_of_user.endswith(between):
+            return head_of_user[len(head) : len(head_of_user) - len(between)]
+        return ""
+
+    def _probe_system(self) -> bool:
+        try:
+            return self._mark(0) in self._run(["system", "user"], answer_header=False)
+        except TemplateError:
+            return False
+
+    def _mark(self, index: int) -> str:
+        return f"\ue000{self._nonce}:{index}\ue001"
+
+    def _run(self, roles: Sequence[str], *, answer_header: bool) -> str:
+        messages = [{"role": r, "content": self._mark(i)} for i, r in enumerate(roles)]
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=answer_header,
+                raise_exception=_raise,
+                strftime_now=lambda f: datetime.now().strftime(f),
+                tools=None,
+                **self._constants,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as exc:
+            raise TemplateError(f"The chat template refuses these messages: {exc}") from exc
+
+    def _split(self, text: str) -> list[Segment]:
+        segments: list[Segment] = []
+        for i, piece in enumerate(self._marker.split(text)):
+            if i % 2:
+                segments.append(Content(int(piece)))
+            elif piece:
+                segments.append(Markup(piece))
+        return segments
+
+
+class _Generation(Extension):
+    """`{% generation %}` of Hugging Face's templates: its body counts, the tag means nothing
+    here.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's own interface)
+
+    def parse(self, parser: Any) -> Any:
+        parser.stream.skip(1)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    # The settings Hugging Face renders chat templates with.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
+    return environment
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _until(segments: Sequence[Segment], index: int) -> tuple[Segment, ...]:
+    last = max(i for i, s in enumerate(segments) if s == Content(index))
+    return tuple(segments[: last + 1])

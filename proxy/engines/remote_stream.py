@@ -1,0 +1,120 @@
+"""What an OpenAI-compatible server streams, read as it comes: bytes in, pieces out. No I/O."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+DONE = b"[DONE]"
+MAX_EVENT_BYTES = 1 << 20
+"""No server's frame comes near; without a bound a line that never ends would fill the memory."""
+
+LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class BadStream(ValueError):
+    """What came is no event stream of chat completion chunks."""
+
+
+class Frames:
+    """Splits an event stream (text/event-stream of the HTML standard) into the data of its events.
+
+    Bytes may come cut anywhere. An event that the end of the stream cuts off is never given out.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._after_cr = False
+        self._data: list[bytes] = []
+        self._n_bytes = 0
+
+    def feed(self, received: bytes) -> list[bytes]:
+        """The events that are complete now. Raises BadStream."""
+        if self._after_cr and received.startswith(b"\n"):
+            received = received[1:]
+            self._after_cr = False
+        if not received:
+            return []
+        self._after_cr = received.endswith(b"\r")
+        *lines, self._rest = LINE_END.split(self._rest + received)
+        events = [event for line in lines if (event := self._line(line)) is not None]
+        if self._n_bytes + len(self._rest) > MAX_EVENT_BYTES:
+            raise BadStream("an event is too long")
+        return events
+
+    def _line(self, line: bytes) -> bytes | None:
+        if line:
+            self._field(line)
+            return None
+        data, self._data, self._n_bytes = self._data, [], 0
+        return b"\n".join(data) if data else None
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.removeprefix(b"\xef\xbb\xbf").partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))
+            self._n_bytes += len(value)
+
+
+class Details(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: Details | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        details = self.prompt_tokens_details
+        return (details.cached_tokens or 0) if details else 0
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    object: str | None = None
+    error: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One frame. `opens` says that it belongs to the answer (a role, some text, its end) and not
+    only to the books; `failed` is the frame itself where the server reports an error."""
+
+    opens: bool = False
+    text: str = ""
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    failed: bytes | None = None
+
+
+def piece(data: bytes) -> Piece:
+    """Raises BadStream."""
+    try:
+        chunk = _DECODER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise BadStream("a frame is not a chat completion chunk") from exc
+    if chunk.error is not None or chunk.object == "error":
+        return Piece(failed=data)
+    if not chunk.choices:
+        return Piece(usage=chunk.usage)
+    choice = chunk.choices[0]
+    text = (choice.delta.content or "") if choice.delta else ""
+    return Piece(True, text, choice.finish_reason or None, chunk.usage)
+
+
+_DECODER = msgspec.json.Decoder(_Chunk)

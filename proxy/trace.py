@@ -1,0 +1,28 @@
+"""The order of events as JSON lines, for benchmarks and tests. Off unless CHATFOLD_TRACE names a
+file.
+
+Every line is `{"t": monotonic seconds, "event": name, ...}`. The model process writes to the same
+file: lines are appended whole, and the clock is the machine's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+
+class Trace:
+    def __init__(self, path: str) -> None:
+        """Opens the file for appending; "" switches the trace off."""
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if path else -1
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        if self._fd >= 0:
+            line = {"t": round(time.monotonic(), 6), "event": event, **fields}
+            os.write(self._fd, (json.dumps(line) + "\n").encode())
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

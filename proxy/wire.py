@@ -1,0 +1,343 @@
+"""OpenAI's chat objects: request bodies to values, answers to JSON. Pure.
+
+Requests are checked as far as a wrong answer could come of it and no further: clients send many
+fields that mean nothing here, and those are skipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from memory.transcript import ASSISTANT, USER, Message, Transcript
+from proxy.engines.base import Sampling
+from proxy.errors import ApiError, bad_request
+
+SYSTEM_ROLES = ("system", "developer")
+TOOL_ROLES = ("tool", "function")
+
+MAX_STOPS = 16
+MAX_INT = 2**63 - 1
+MAX_TOKEN_ID = 2**31 - 1
+RANDOM_SEED = 2**32 - 1
+"""llama.cpp draws a fresh seed for this one; clients send it as -1."""
+
+DEFAULTS = Sampling()
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat request, checked and normalised. `model` is "" where the client named none."""
+
+    model: str
+    transcript: Transcript
+    sampling: Sampling
+    stream: bool = False
+    include_usage: bool = False
+    max_tokens: int | None = None
+    user: str | None = None
+    n: int = 1
+
+
+class _Part(msgspec.Struct, frozen=True):
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class _Message(msgspec.Struct, frozen=True):
+    # Required, so that a body of millions of `{}` ends at the first one.
+    role: str
+    content: str | list[_Part] | None = None
+
+
+class _StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class _ResponseFormat(msgspec.Struct, frozen=True):
+    type: str = "text"
+
+
+class _Body(msgspec.Struct, frozen=True):
+    messages: list[_Message] | None = None
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    user: str | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repeat_penalty: float | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    response_format: _ResponseFormat | None = None
+    # Only asked whether there is anything in them.
+    tools: msgspec.Raw = msgspec.Raw(b"null")
+    functions: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """Raises ApiError (400, one sentence, `param` where one is to blame) and nothing else."""
+    request = _decode(body)
+    _refuse_what_is_missing(request)
+    options = request.stream_options or _StreamOptions()
+    return ChatRequest(
+        model=request.model or "",
+        transcript=_transcript(request.messages),
+        sampling=_sampling(request),
+        stream=bool(request.stream),
+        include_usage=bool(options.include_usage),
+        max_tokens=_max_tokens(request),
+        user=request.user or None,
+    )
+
+
+def _decode(body: bytes) -> _Body:
+    try:
+        return _decoder.decode(body.decode("utf-8"))
+    except UnicodeDecodeError as exc:
+        raise bad_request(f"The body is not UTF-8 (byte {exc.start}).") from exc
+    except RecursionError as exc:
+        raise bad_request("The body is nested too deeply.") from exc
+    except msgspec.ValidationError as exc:
+        raise _wrong_shape(exc) from exc
+    except msgspec.DecodeError as exc:
+        sentence = f"The body is not valid JSON, or escapes half of a surrogate pair: {exc}."
+        raise bad_request(sentence) from exc
+
+
+def _wrong_shape(exc: msgspec.ValidationError) -> ApiError:
+    # "Expected `str`, got `int` - at `$.messages[0].role`"
+    problem, _, path = str(exc).partition(" - at `$")
+    param = path.strip("`.") or None
+    what = f"`{param}`" if param else "The body"
+    return bad_request(f"{what} has the wrong type or size: {problem}.", param=param)
+
+
+# What this proxy cannot do yet is refused: an answer that silently lacks it would be a wrong one.
+def _refuse_what_is_missing(request: _Body) -> None:
+    if request.n not in (None, 1):
+        raise bad_request("Only one choice for each request is supported: n = 1.", param="n")
+    if request.logprobs:
+        raise bad_request("`logprobs` is not supported yet.", param="logprobs")
+    if not _is_empty(request.tools):
+        raise bad_request("Tools are not supported yet.", param="tools")
+    if not _is_empty(request.functions):
+        raise bad_request("Functions are not supported yet.", param="functions")
+    if request.response_format and request.response_format.type != "text":
+        sentence = "`response_format` other than text is not supported yet."
+        raise bad_request(sentence, param="response_format")
+
+
+def _is_empty(raw: msgspec.Raw) -> bool:
+    return b"".join(bytes(raw).split()) in (b"null", b"[]")
+
+
+def _transcript(messages: list[_Message] | None) -> Transcript:
+    """System messages first and merged, wherever they stand; empty answers left out."""
+    if not messages:
+        raise bad_request("`messages` must hold at least one message.", param="messages")
+    system: list[str] = []
+    chat: list[Message] = []
+    for index, message in enumerate(messages):
+        _check_role(message.role, f"messages[{index}].role")
+        text = _text(message, f"messages[{index}].content")
+        if message.role in SYSTEM_ROLES:
+            system.append(text)
+        elif message.role == USER or text.strip():
+            chat.append(Message(message.role, text))
+    transcript = Transcript("\n\n".join(filter(None, system)), tuple(chat))
+    if not transcript.system and not transcript.messages:
+        raise bad_request("`messages` holds no text at all.", param="messages")
+    return transcript
+
+
+def _check_role(role: str, where: str) -> None:
+    if role in TOOL_ROLES:
+        raise bad_request(f"Messages of the role {role!r} are not supported yet.", param=where)
+    if role not in (USER, ASSISTANT, *SYSTEM_ROLES):
+        known = "system, developer, user or assistant"
+        raise bad_request(f"`{where}` must be {known}, not {_short(role)}.", param=where)
+
+
+def _text(message: _Message, where: str) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    if message.content is None and message.role != ASSISTANT:
+        raise bad_request(f"`{where}` is missing.", param=where)
+    parts = message.content or []
+    return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in enumerate(parts))
+
+
+def _part_text(part: _Part, where: str) -> str:
+    match part:
+        case _Part(type="text", text=str(text)) | _Part(type="refusal", refusal=str(text)):
+            return text
+        case _Part(type="text" | "refusal"):
+            raise bad_request(f"`{where}` has no text.", param=where)
+        case _Part(type="image_url"):
+            raise bad_request("This model cannot see images.", param=where)
+        case _Part(type="input_audio"):
+            raise bad_request("This model cannot hear.", param=where)
+    sentence = f"`{where}` is of the type {_short(part.type)}; only text is supported."
+    raise bad_request(sentence, param=where)
+
+
+def _sampling(request: _Body) -> Sampling:
+    return Sampling(
+        temperature=_number(request, "temperature", DEFAULTS.temperature, 0.0, 5.0),
+        top_p=_number(request, "top_p", DEFAULTS.top_p, 0.0, 1.0),
+        top_k=_number(request, "top_k", DEFAULTS.top_k, -1, MAX_TOKEN_ID),
+        min_p=_number(request, "min_p", DEFAULTS.min_p, 0.0, 1.0),
+        seed=_seed(request),
+        presence_penalty=_number(request, "presence_penalty", 0.0, -2.0, 2.0),
+        frequency_penalty=_number(request, "frequency_penalty", 0.0, -2.0, 2.0),
+        repeat_penalty=_number(request, "repeat_penalty", DEFAULTS.repeat_penalty, 0.01, 10.0),
+        logit_bias=_logit_bias(request.logit_bias or {}),
+        stop=_stops(request.stop),
+    )
+
+
+def _number(request: _Body, name: str, default: Number, low: Number, high: Number) -> Number:
+    value: Number | None = getattr(request, name)
+    if value is None:
+        return default
+    if not low <= value <= high:
+        # The value itself is left out: it may be thousands of digits long.
+        raise bad_request(f"`{name}` must be from {low} to {high}.", param=name)
+    return value
+
+
+def _seed(request: _Body) -> int | None:
+    seed = _number(request, "seed", RANDOM_SEED, -MAX_INT - 1, MAX_INT) % 2**32
+    return None if seed == RANDOM_SEED else seed
+
+
+def _max_tokens(request: _Body) -> int | None:
+    """`max_completion_tokens`, the newer name, wins."""
+    newer, older = "max_completion_tokens", "max_tokens"
+    name = older if request.max_completion_tokens is None else newer
+    return _number(request, name, 0, 1, MAX_INT) or None
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    stops = [stop] if isinstance(stop, str) else stop or []
+    if len(stops) > MAX_STOPS:
+        raise bad_request(f"`stop` may hold {MAX_STOPS} texts at most.", param="stop")
+    return tuple(text for text in stops if text)
+
+
+def _logit_bias(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    return tuple((_token_id(key), _bias(value)) for key, value in biases.items())
+
+
+def _token_id(key: str) -> int:
+    # Ten digits are enough, and int() refuses thousands.
+    if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) <= MAX_TOKEN_ID):
+        sentence = f"`logit_bias` has the key {_short(key)}, which is no token id."
+        raise bad_request(sentence, param="logit_bias")
+    return int(key)
+
+
+def _bias(value: float) -> float:
+    if not -100 <= value <= 100:
+        raise bad_request("`logit_bias` values must be from -100 to 100.", param="logit_bias")
+    return value
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one answer; `cached_tokens` of the prompt were not evaluated."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Builds the objects of one answer; what is the same in all of them is given once.
+
+    `id` begins with "chatcmpl-", `created` is in seconds since the epoch, `model` is the name that
+    the request used. A stream is opening, deltas, closing, and `usage_chunk` if `include_usage`.
+    """
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    include_usage: bool = False
+
+    def opening(self) -> dict[str, Any]:
+        return self._chunk({"role": ASSISTANT, "content": "", "refusal": None})
+
+    def delta(self, text: str) -> dict[str, Any]:
+        return self._chunk({"content": text})
+
+    def closing(self, finish_reason: str) -> dict[str, Any]:
+        return self._chunk({}, finish_reason)
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any]:
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage.to_json()}
+
+    def completion(self, text: str, finish_reason: str, usage: Usage) -> dict[str, Any]:
+        """The whole answer as one object."""
+        message = {"role": ASSISTANT, "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage.to_json()}
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return {**chunk, "usage": None} if self.include_usage else chunk
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
+
+
+def models(names: list[str], *, created: int) -> dict[str, Any]:
+    """The object of GET /v1/models."""
+    return {"object": "list", "data": [model(name, created=created) for name in names]}
+
+
+def model(name: str, *, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "chatfold"}
+
+
+def encode(value: Any) -> bytes:
+    """JSON in UTF-8."""
+    return msgspec.json.encode(value)
