@@ -90,6 +90,8 @@ class Keeper:
         self._jobs: OrderedDict[tuple[str, str], Job] = OrderedDict()
         self._current: Job | None = None
         self._news = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -117,6 +119,11 @@ class Keeper:
         """The newest state of a conversation takes the place of an older one that still waits."""
         self._jobs[job.key] = job
         self._news.set()
+        self._quiet.clear()
+
+    async def idle(self) -> None:
+        """Waits until nothing runs and nothing waits. The caller bounds the wait."""
+        await self._quiet.wait()
 
     # -- the worker ------------------------------------------------------------------------------
 
@@ -132,6 +139,8 @@ class Keeper:
                 await self._attempt(job)
             finally:
                 self._current = None
+            if not self._jobs:
+                self._quiet.set()
 
     async def _attempt(self, job: Job) -> None:
         try:

@@ -132,7 +132,7 @@ def _ways(token: str) -> list[set[str]]:
         ways.append({token})
     if "." not in token and not (ways and "," in token):
         ways.append(set(parts))
-    return ways
+    return ways or [{token}]
 
 
 def _prefixes(token: str) -> Iterator[str]:

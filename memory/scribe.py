@@ -4,8 +4,10 @@ source.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 from memory import summarize
@@ -82,12 +84,17 @@ class Scribe:
         if self.policy.method == MODEL:
             text, failed = await self._ask(history, task)
         made_by = MODEL if text and not failed else EXTRACTIVE
+        # Reading a long span takes a second of pure computation: not on the event loop.
+        text = await asyncio.to_thread(self._polish, text if made_by == MODEL else "", task)
+        return Draft(text, made_by, failed)
+
+    def _polish(self, text: str, task: Task) -> str:
+        """The model's text, or else sentences of the source, with the list of exact facts."""
         count = _rate(task.nodes)
-        if made_by == EXTRACTIVE:
+        if not text:
             most = self.style.max_tokens
             text = summarize.extractive(task.source, max_tokens=most, count=count)
-        text = summarize.finish(text, task.source, style=self.style, count=count)
-        return Draft(text, made_by, failed)
+        return summarize.finish(text, task.source, style=self.style, count=count)
 
     async def _ask(self, history: History, task: Task) -> tuple[str, tuple[str, ...]]:
         """The model's own text and the names of the checks it failed."""
@@ -95,7 +102,10 @@ class Scribe:
         reply = await self.completer.complete(history.owner, context, max_tokens=self._reply_tokens)
         text = summarize.clean(reply.text)
         (n_tokens,) = await self.counter.count([text])
-        return text, summarize.check(text, task.source, n_tokens=n_tokens, style=self.style)
+        # The model may name whatever it was shown: earlier summaries and the system prompt too.
+        shown = [Message(USER, m.text) for m in context.messages[:1] if m.role == SYSTEM]
+        check = partial(summarize.check, n_tokens=n_tokens, style=self.style)
+        return text, await asyncio.to_thread(check, text, [*shown, *task.source])
 
     @property
     def _reply_tokens(self) -> int:
