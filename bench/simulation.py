@@ -216,7 +216,9 @@ class House:
         max_tokens: int | None = None,
         client_id: str | None = None,
     ) -> tuple[str, Plan]:
-        """One chat request as the proxy would serve it: the answer and the plan it was made from."""
+        """One chat request as the proxy would serve it: the answer and the plan it was made
+        from.
+        """
         transcript = Transcript(system, tuple(messages))
         request = ChatRequest("any", transcript, Sampling(), max_tokens=max_tokens)
         plan = await self.chats.plan(request, owner, client_id=client_id)

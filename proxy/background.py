@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from memory.context import Context
 from memory.keeper import Host
@@ -45,7 +46,9 @@ class BackgroundModel:
         )
 
     async def warm(self, owner: str, context: Context) -> int:
-        request = Generate(owner, context, Priority.BACKGROUND, max_tokens=0)
+        # The answer at its end is a whole one: the next turn begins behind its end-of-turn mark.
+        whole = replace(context, continues=False)
+        request = Generate(owner, whole, Priority.BACKGROUND, max_tokens=0)
         _, finished = await self._run(request)
         return finished.prompt_tokens - finished.cached_tokens
 

@@ -1,0 +1,57 @@
+# Two commands are all one needs: `make serve` and `make test`. Each installs what it needs first,
+# once, into .venv; a changed lock file installs again. `make help` lists the rest.
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+BENCH := .venv-bench/.installed
+
+# The first interpreter that is new enough. Looked for only when something must be installed.
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$p; break; }; done),python3)
+
+.PHONY: help serve test lint types format format-check bench-flat clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk -F'  ' '{ printf "make %-14s%s\n", $$1, $$2 }'
+
+serve: $(RUNTIME) ## run chatfold; flags: make serve ARGS="--port 9000 --n-ctx 4096"
+	@exec $(BIN)/chatfold serve $(ARGS)
+
+test: $(DEV) ## run the tests; flags: make test ARGS="-k sse -x"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV) ## ruff's checks
+	$(BIN)/ruff check .
+
+types: $(DEV) ## mypy, strict
+	$(BIN)/mypy
+
+format: $(DEV) ## lay out the code
+	$(BIN)/ruff format .
+
+format-check: $(DEV) ## is the code laid out?
+	$(BIN)/ruff format --check .
+
+bench-flat: $(DEV) $(BENCH) ## the 60-turn chat beside the bare server: table, JSON, plot
+	$(BIN)/python -m bench.flat $(ARGS)
+
+clean: ## remove caches and build outputs; .venv stays, it took ten minutes
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+$(RUNTIME): requirements-build.lock requirements.lock requirements-model.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo 'chatfold: Python 3.11 or newer is needed, as python3 or with make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) scripts/install.py runtime
+	@touch $@
+
+$(DEV): requirements-dev.lock $(RUNTIME)
+	@$(BIN)/python scripts/install.py dev
+	@touch $@
+
+$(BENCH): requirements-bench.lock $(RUNTIME)
+	@$(BIN)/python scripts/install.py bench
+	@touch $@
