@@ -26,14 +26,14 @@ from proxy.background import BackgroundModel, EngineTokens
 from proxy.chat import Chats, Plan
 from proxy.config import Config, model_file
 from proxy.disconnect import EventStream, run_until_disconnect
+from proxy.doctor import DATABASE
 from proxy.engines.base import Delta, Engine, EngineError, Finished
-from proxy.errors import LastResort, as_api_error, exception_handlers, too_large
+from proxy.errors import ApiError, LastResort, as_api_error, exception_handlers, too_large
 from proxy.headers import authorize, hints, owner_of
 from proxy.metrics import CONTENT_TYPE, Metrics
 from proxy.trace import Trace
+from proxy.upkeep import Upkeep
 from proxy.wire import ChatRequest, Reply, Usage
-
-DATABASE = "chatfold.db"
 
 
 def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
@@ -51,6 +51,8 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
         Route("/metrics", metrics, methods=["GET"]),
         Route("/api/status", status, methods=["GET"]),
         Route("/api/context", context, methods=["POST"]),
+        Route("/api/conversations", forget_all, methods=["DELETE"]),
+        Route("/api/conversations/{conversation}", forget, methods=["DELETE"]),
     ]
     app = Starlette(
         routes=routes,
@@ -112,6 +114,13 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
         metrics=state.metrics,
         timeouts=config.timeouts,
     )
+    upkeep = Upkeep(
+        store=state.store,
+        retention=config.retention,
+        idle=lambda: _is_idle(state.keeper, state.engine),
+    )
+    upkeep.start()
+    stack.push_async_callback(upkeep.stop)
     gauge = state.metrics.gauge
     gauge(
         "background_pending",
@@ -120,6 +129,12 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
     )
     gauge("background_running", "Conversations the keeper works on.", lambda: state.keeper.running)
     gauge("engine_ready", "1 when the model is loaded.", lambda: float(state.engine.ready()))
+
+
+def _is_idle(keeper: Keeper, engine: Engine) -> bool:
+    status = engine.status()
+    busy = (*status.get("running", {}).values(), *status.get("waiting", {}).values())
+    return not (keeper.running or keeper.pending or any(busy))
 
 
 def _engine(config: Config) -> Engine:
@@ -294,6 +309,27 @@ async def context(request: Request) -> Response:
     client_id = hints(request.headers).conversation
     plan = await request.app.state.chats.plan(chat, owner, client_id=client_id)
     return _json(_context_json(plan.context), headers=_headers(plan))
+
+
+async def forget(request: Request) -> Response:
+    """Deletes a conversation with all its branches and summaries, down to the bytes in the file."""
+    owner = _owner(request)
+    conversation = request.path_params["conversation"]
+    deleted = await request.app.state.store.forget_conversation(owner, conversation)
+    if not deleted:
+        raise ApiError(404, f"There is no conversation {conversation!r}.", code="not_found")
+    return _json({"deleted_messages": deleted})
+
+
+async def forget_all(request: Request) -> Response:
+    """Deletes everything that this owner ever said here."""
+    return _json({"deleted_messages": await request.app.state.store.forget_owner(_owner(request))})
+
+
+def _owner(request: Request) -> str:
+    """Whose conversations a request without a body is about: `?user=` says what a body would."""
+    _authorize(request)
+    return owner_of(request.headers, request.query_params.get("user"))
 
 
 def _context_json(context: Context) -> dict[str, Any]:

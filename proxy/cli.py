@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging.config
 import math
 import os
@@ -99,6 +100,53 @@ def serve(file: Path | None, **flags: str | None) -> None:
         app = _build_app(config)
         click.echo(greeting(config.host, listener.getsockname()[1]))
         _run(app, config, listener)
+
+
+@cli.command()
+@click.option("--config", "file", type=click.Path(path_type=Path), help="A TOML file.")
+@click.option("--data", help="Directory of the database.")
+@click.option("--model", help="Path of a GGUF file.")
+@click.option("--policy", help="A policy's name or file.")
+def doctor(file: Path | None, **flags: str | None) -> None:
+    """Look for what is wrong: model, policy, integrity of the database.
+
+    Changes nothing. Ends with status 1 when something is wrong.
+    """
+    from proxy.doctor import examine
+
+    findings = list(examine(load(flags, environ=os.environ, file=file)))
+    for finding in findings:
+        mark = "WRONG" if finding.trouble else "ok"
+        text = " - ".join(filter(None, (finding.detail, finding.trouble)))
+        click.echo(f"{mark:5}  {finding.subject}: {text}")
+    sys.exit(any(f.trouble for f in findings))
+
+
+@cli.command()
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--config", "file", type=click.Path(path_type=Path), help="A TOML file.")
+@click.option("--data", help="Directory of the database.")
+def backup(target: Path, file: Path | None, data: str | None) -> None:
+    """Write a consistent copy of the database to TARGET, also while the proxy runs."""
+    from memory.store import StoreError
+    from proxy.doctor import DATABASE
+
+    config = load({"data": data}, environ=os.environ, file=file)
+    try:
+        asyncio.run(_backup(config.data / DATABASE, target))
+    except StoreError as exc:
+        raise click.ClickException(str(exc)) from exc
+    click.echo(f"{target}: {target.stat().st_size:,} bytes")
+
+
+async def _backup(source: Path, target: Path) -> None:
+    from memory.store import Store
+
+    store = await Store.open_read_only(source)
+    try:
+        await store.backup(target)
+    finally:
+        await store.close()
 
 
 def greeting(host: str, port: int) -> str:

@@ -99,6 +99,24 @@ class TimeoutsConfig:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RetentionConfig:
+    """What is deleted by itself: whole conversations, those first that have not grown for
+    longest.
+    """
+
+    max_age_days: float = _key(
+        0.0, "Days after which a conversation that did not grow is deleted; 0 keeps all.", low=0
+    )
+    max_conversations: int = _key(
+        0, "Most conversations kept, over all owners; 0 means no limit.", low=0
+    )
+    max_bytes: int = _key(0, "Most bytes that the database may use; 0 means no limit.", low=0)
+    every_s: float = _key(
+        3600.0, "Seconds from one look at these limits to the next; only done while idle.", low=1
+    )
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Config:
     """Every setting there is. `repr` masks secrets."""
@@ -140,6 +158,7 @@ class Config:
     log_level: str = _key("info", "How much is logged.", choices=LOG_LEVELS)
     engine: EngineConfig = field(default_factory=EngineConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    retention: RetentionConfig = field(default_factory=RetentionConfig)
 
     @property
     def api_keys(self) -> tuple[str, ...]:
@@ -364,7 +383,12 @@ def _wanted(key: Key) -> str:
 
 
 def _build(values: dict[str, object]) -> Config:
-    sections: dict[str, dict[str, Any]] = {"": {}, "engine": {}, "timeouts": {}}
+    sections: dict[str, dict[str, Any]] = {
+        "": {},
+        "engine": {},
+        "timeouts": {},
+        "retention": {},
+    }
     for name, value in values.items():
         section, _, last = name.rpartition(".")
         sections[section][last] = value
@@ -372,6 +396,7 @@ def _build(values: dict[str, object]) -> Config:
         **sections[""],
         engine=EngineConfig(**sections["engine"]),
         timeouts=TimeoutsConfig(**sections["timeouts"]),
+        retention=RetentionConfig(**sections["retention"]),
     )
 
 

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memory.store_errors import StoreError
 from proxy.disconnect import ClientGone
 from proxy.engines.base import (
     ContextOverflow,
@@ -127,6 +128,8 @@ def as_api_error(exc: Exception) -> ApiError:
             return exc
         case EngineError():
             return from_engine(exc)
+        case StoreError():
+            return _later(503, f"Memory: {exc}.", type=SERVER_ERROR, code="memory_unavailable")
         case _:
             return unexpected()
 
@@ -136,6 +139,7 @@ def exception_handlers() -> dict[Any, Handler]:
     return {
         ApiError: _answer,
         EngineError: _answer,
+        StoreError: _answer,
         HTTPException: _http_exception,
         ClientGone: _client_gone,
         ClientDisconnect: _client_gone,
