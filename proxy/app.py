@@ -175,7 +175,7 @@ async def chat_completions(request: Request) -> Response:
         system_fingerprint="fp_chatfold",
         include_usage=chat.include_usage,
     )
-    client_id = hints(request.headers).conversation
+    client_id = _client_id(request)
     plan = await run_until_disconnect(request.receive, chats.plan(chat, owner, client_id=client_id))
     headers = _headers(plan)
     if chat.stream:
@@ -199,6 +199,11 @@ async def _body(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise too_large(max_bytes)
     return bytes(body)
+
+
+def _client_id(request: Request) -> str | None:
+    header = request.app.state.config.conversation_header
+    return hints(request.headers, conversation_header=header).conversation
 
 
 def _authorize(request: Request) -> None:
@@ -306,7 +311,7 @@ async def status(request: Request) -> Response:
 async def context(request: Request) -> Response:
     """The context that a chat request with this body would be answered from. Writes nothing."""
     chat, owner = await _read_chat(request)
-    client_id = hints(request.headers).conversation
+    client_id = _client_id(request)
     plan = await request.app.state.chats.plan(chat, owner, client_id=client_id)
     return _json(_context_json(plan.context), headers=_headers(plan))
 

@@ -142,7 +142,8 @@ class Chats:
                 client_id=client_id,
                 split=self._policy.system == "split",
             )
-            return history, False
+            # A write that failed is the same trouble: what is answered now may not be kept.
+            return history, self._store.degraded
         except StoreError as exc:
             self._degraded("read", exc)
             return await without_store(self._counter, owner, transcript, system=system), True

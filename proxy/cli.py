@@ -95,8 +95,9 @@ def serve(file: Path | None, **flags: str | None) -> None:
     """
     config = load(flags, environ=os.environ, file=file)
     _check(config)
+    _configure_logging(config)
+    asyncio.run(_check_store(config))
     with _listen(config) as listener:
-        _configure_logging(config)
         app = _build_app(config)
         click.echo(greeting(config.host, listener.getsockname()[1]))
         _run(app, config, listener)
@@ -170,6 +171,18 @@ def _check(config: Config) -> None:
         raise ConfigError(sentence) from exc
     if not os.access(config.data, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError(f"the data directory {config.data} cannot be written to")
+
+
+async def _check_store(config: Config) -> None:
+    """Opens the database once: makes, upgrades or sets it aside before anybody connects."""
+    from memory.store import Store, StoreError
+    from proxy.doctor import DATABASE
+
+    try:
+        store = await Store.open(config.data / DATABASE)
+        await store.close()
+    except StoreError as exc:
+        raise ConfigError(f"the database {config.data / DATABASE} cannot be used: {exc}") from exc
 
 
 def _listen(config: Config) -> socket.socket:

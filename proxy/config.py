@@ -153,6 +153,11 @@ class Config:
         "others on the machine: prefer the environment or the file.",
         secret=True,
     )
+    conversation_header: str = _key(
+        "x-conversation-id",
+        "Request header in which a client may send its own name for a conversation. It helps to "
+        "recognise one, is never needed, and never decides against what the messages say.",
+    )
     max_body_bytes: int = _key(16 * 2**20, "Largest request body in bytes.", low=1024, high=2**30)
     queue_limit: int = _key(64, "Requests that may wait; further ones are refused.", low=1)
     log_level: str = _key("info", "How much is logged.", choices=LOG_LEVELS)

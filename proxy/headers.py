@@ -57,10 +57,10 @@ def owner_of(headers: Mapping[str, str], user: str | None = None) -> str:
     return f"{key}:{_digest(user_id)}" if user_id else key
 
 
-def hints(headers: Mapping[str, str]) -> Hints:
+def hints(headers: Mapping[str, str], *, conversation_header: str = CONVERSATION_ID) -> Hints:
     """The ids in the headers, as far as they are there and make sense."""
     return Hints(
-        conversation=_id(headers, CONVERSATION_ID),
+        conversation=_id(headers, conversation_header.lower()),
         message=_id(headers, MESSAGE_ID),
         parent=_id(headers, PARENT_ID),
     )
