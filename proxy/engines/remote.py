@@ -1,4 +1,4 @@
-"""The remote engine: any OpenAI-compatible server behind a URL. The only file that imports httpx.
+"""The remote engine: any OpenAI-compatible server behind a URL.
 
 The server may have one sequence only and may cut off an answer when another request comes
 (llama_cpp.server does both): so it is asked one thing at a time, in class order, and background
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import anyio
-import httpx
 import msgspec
 
 from memory.context import Context
@@ -39,27 +37,18 @@ from proxy.engines.base import (
     QueueFull,
 )
 from proxy.engines.remote_call import Call
-from proxy.engines.remote_stream import DONE, BadStream, Frames, Piece, piece
+from proxy.engines.remote_http import Answer, Http, Unreachable
+from proxy.engines.remote_stream import DONE, BadStream, Frames, piece
 from proxy.engines.remote_turns import Ticket, Turns
 
 log = logging.getLogger("chatfold.engine")
-
-HEADERS = {
-    "accept": "text/event-stream, application/json",
-    "accept-encoding": "identity",
-    "content-type": "application/json",
-    "user-agent": "chatfold",
-}
-"""All that is sent: nothing of the client's own headers, and no key."""
 
 MESSAGE_TOKENS = 5
 """What templates put around a message: ChatML has 5, Llama 3 has 5, Gemma 4."""
 BASE_TOKENS = 3 + 32
 """The header of the answer, and room for a system prompt that the template puts in by itself
-(SmolLM2's has 23 tokens): no server tells."""
+(SmolLM2's has 22 tokens): no server tells."""
 
-KEPT_CONNECTIONS = 1
-"""One at most is idle: so whoever sends again after a stale connection gets a fresh one."""
 INTERRUPTIONS_MOST = 8
 ASK_S = 10.0
 """Longest time for the server to say what it is."""
@@ -69,13 +58,8 @@ TRAILER_S = 2.0
 """For what comes behind the finish_reason: usage, [DONE]."""
 DRAIN_S = 0.25
 """For the last bytes behind [DONE], without which the connection cannot be used again."""
-MAX_ERROR_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 64 << 20
 """Answers are held for slow readers, so that these do not hold up everybody else's turn."""
-
-
-class Unreachable(EngineUnavailable):
-    """There is no connection to the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +81,7 @@ class RemoteEngine:
 
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
-        self._client: httpx.AsyncClient | None = None
+        self._maybe_http: Http | None = None
         self._turns = Turns(limit=settings.queue_limit)
         self._counter = TiktokenCounter()
         self._calls: dict[Call, asyncio.Task[None]] = {}
@@ -114,17 +98,16 @@ class RemoteEngine:
     @classmethod
     def from_config(cls, config: Config) -> RemoteEngine:
         waits = config.timeouts
-        return cls(
-            RemoteSettings(
-                upstream=wire.upstream(config.upstream),
-                n_ctx=config.n_ctx,
-                queue_limit=config.queue_limit,
-                connect_s=waits.connect_s,
-                first_token_s=waits.first_token_s,
-                between_tokens_s=waits.between_tokens_s,
-                queue_s=waits.queue_s,
-            )
+        settings = RemoteSettings(
+            upstream=wire.upstream(config.upstream),
+            n_ctx=config.n_ctx,
+            queue_limit=config.queue_limit,
+            connect_s=waits.connect_s,
+            first_token_s=waits.first_token_s,
+            between_tokens_s=waits.between_tokens_s,
+            queue_s=waits.queue_s,
         )
+        return cls(settings)
 
     def __repr__(self) -> str:
         state = "ready" if self.ready() else self._trouble or "asking"
@@ -133,9 +116,14 @@ class RemoteEngine:
     # -- Engine ----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self._settings.upstream.left_out:
+        settings = self._settings
+        if settings.upstream.left_out:
             log.warning("user info and query of the upstream URL are not sent to the server")
-        self._client = _client(self._settings)
+        self._maybe_http = Http(
+            shown=settings.upstream.shown,
+            connect_s=settings.connect_s,
+            read_s=max(settings.first_token_s, settings.between_tokens_s),
+        )
         self._watcher = asyncio.create_task(self._watch(), name="remote-engine")
 
     async def stop(self) -> None:
@@ -144,12 +132,11 @@ class RemoteEngine:
             call.life.cancel()
         if self._watcher:
             self._watcher.cancel()
-        tasks = [*self._calls.values(), *filter(None, [self._watcher])]
-        if tasks:
+        if tasks := [*self._calls.values(), *filter(None, [self._watcher])]:
             await asyncio.wait(tasks)
-        client, self._client = self._client, None
-        if client:
-            await client.aclose()
+        http, self._maybe_http = self._maybe_http, None
+        if http:
+            await http.aclose()
 
     def ready(self) -> bool:
         return self.info is not None and not self._lost.is_set()
@@ -168,19 +155,19 @@ class RemoteEngine:
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
         await self.model()
-        # The exchange has a task of its own: it can then be cancelled wherever it waits, and a
-        # reader that stops reading does not keep the next one from its turn.
+        # The exchange has a task of its own: it can be cancelled wherever it waits, and a reader
+        # that stops reading does not keep the next one from its turn.
         call = Call(request, self._turns.enter(request.priority))
         task = asyncio.create_task(self._drive(call), name="remote-call")
-        task.add_done_callback(call.end)
         self._calls[call] = task
+        task.add_done_callback(call.end)
+        task.add_done_callback(lambda _: self._calls.pop(call, None))
         try:
             yield call.events()
         finally:
             call.life.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
-            del self._calls[call]
 
     def status(self) -> dict[str, Any]:
         info, classes = self.info, [p.name.lower() for p in Priority]
@@ -198,7 +185,7 @@ class RemoteEngine:
         }
 
     def check_integrity(self) -> None:
-        """Raises AssertionError when the books do not balance."""
+        """Raises AssertionError when the line of requests is out of order."""
         self._turns.check_integrity()
 
     # -- one request -----------------------------------------------------------------------------
@@ -208,10 +195,8 @@ class RemoteEngine:
             try:
                 while not call.finished:
                     await self._attempt(call)
-            except Unreachable as exc:
-                self._lose(exc)
-                call.fail(exc)
             except EngineError as exc:
+                self._take_note(exc)
                 call.fail(exc)
             finally:
                 self._turns.leave(call.ticket)
@@ -220,15 +205,15 @@ class RemoteEngine:
         """One turn. Afterwards the call is finished or stands in line again; else it raises."""
         ticket = call.ticket
         await self._turn(ticket)
-        call.begin(anyio.current_time())
         try:
             with ticket.scope as scope:
+                call.begin(anyio.current_time())
                 scope.deadline = anyio.current_time() + self._settings.first_token_s
                 await self._exchange(call)
         finally:
             self._turns.leave(ticket)
         if call.finish_reason:
-            call.finish(await self._prompt_tokens(call), await self._completion_tokens(call))
+            await self._finish(call)
         elif ticket.interrupted:
             self._queue_again(ticket)
         else:
@@ -248,138 +233,141 @@ class RemoteEngine:
             ticket.hold()
         self._turns.again(ticket)
 
+    async def _finish(self, call: Call) -> None:
+        """With the server's numbers, and our own where it gave none."""
+        usage = call.usage
+        prompt = usage.prompt_tokens if usage else None
+        completion = usage.completion_tokens if usage else None
+        if completion is None:
+            (counted,) = await self._counter.count([call.text])
+            completion = min(counted, call.request.max_tokens or counted)
+        call.finish(
+            prompt_tokens=call.estimate_tokens if prompt is None else prompt,
+            completion_tokens=completion,
+        )
+
     async def _exchange(self, call: Call) -> None:
-        """Sends the request and reads the answer to its end."""
-        response = await self._ask(call)
-        try:
-            if response.status_code != 200:
-                raise wire.failure(response.status_code, await _bounded(response))
-            await self._read(call, response)
-        except ContextOverflow as exc:
-            self._narrow(exc.window_tokens)
-            raise
-        finally:
-            await _close(response)
+        """Sends the request and reads the answer. Raises what the server reported."""
+        call.estimate_tokens = await self._estimate(call.request.context)
+        await self._stream(call)
+        if not call.started:
+            await self._hear_why(call)
+        call.check_complete()
 
-    async def _ask(self, call: Call) -> httpx.Response:
-        """The response, its headers read. A server that never answered is asked once more without
-        `stream_options` when it refuses: it may not know that field."""
-        response = await self._send(call, with_usage=self._takes_usage is not False)
-        if self._takes_usage is None and response.status_code in (400, 422):
-            await _close(response)
-            response = await self._send(call, with_usage=False)
-            if response.status_code == 200:
-                self._takes_usage = False
-        elif response.status_code == 200 and self._takes_usage is None:
-            self._takes_usage = True
-        return response
+    async def _stream(self, call: Call) -> None:
+        """A server that never took one is asked once more without `stream_options` when it
+        refuses: it may not know that field."""
+        for with_usage in (True, False) if self._takes_usage is None else (self._takes_usage,):
+            body = self._body(call, with_usage=with_usage)
+            async with self._http.exchange("POST", self._settings.upstream.chat, body) as answer:
+                if answer.status == 200:
+                    self._takes_usage = with_usage
+                    return await self._read(call, answer)
+                failed = wire.failure(answer.status, await answer.body())
+            if answer.status not in (400, 422):
+                break
+        raise failed
 
-    async def _send(self, call: Call, *, with_usage: bool) -> httpx.Response:
-        info, request = self.info, call.request
+    async def _hear_why(self, call: Call) -> None:
+        """Asks for one token in one piece after a stream that ended before it began:
+        llama_cpp.server says only then what was wrong, a prompt over its window above all."""
+        info = self.info
         assert info is not None
-        content = wire.body(
-            request,
+        body = wire.body(call.request, model=info.name, max_tokens=1, stream=False)
+        async with self._http.exchange("POST", self._settings.upstream.chat, body) as answer:
+            if answer.status != 200:
+                raise wire.failure(answer.status, await answer.body())
+
+    def _body(self, call: Call, *, with_usage: bool) -> bytes:
+        info, wanted = self.info, call.request.max_tokens
+        assert info is not None
+        # As far as the window has room for it: servers refuse more.
+        room = max(1, info.budget.window_tokens - call.estimate_tokens)
+        return wire.body(
+            call.request,
             model=info.name,
-            max_tokens=await self._max_tokens(request, info.budget),
+            max_tokens=None if wanted is None else min(wanted, room),
             with_usage=with_usage,
         )
-        return await self._open("POST", self._settings.upstream.chat, content)
 
-    async def _read(self, call: Call, response: httpx.Response) -> None:
-        frames, n_bytes = Frames(), 0
+    async def _read(self, call: Call, answer: Answer) -> None:
+        """To the answer's end. What breaks off behind it takes nothing away from it."""
         try:
-            with self._translated():
-                async with aclosing(response.aiter_bytes()) as received:
-                    async for data in received:
-                        n_bytes += len(data)
-                        if n_bytes > MAX_ANSWER_BYTES:
-                            raise EngineError("The upstream server's answer has no end.")
-                        for frame in frames.feed(data):
-                            self._on_frame(call, frame)
+            await self._read_frames(call, answer)
         except BadStream as exc:
             raise EngineError(f"The upstream server's stream cannot be read: {exc}.") from exc
         except EngineUnavailable:
-            # What breaks off behind the end of an answer takes nothing away from it.
             if not call.finish_reason:
                 raise
-        call.check_complete()
 
-    def _on_frame(self, call: Call, frame: bytes) -> None:
-        now = anyio.current_time()
+    async def _read_frames(self, call: Call, answer: Answer) -> None:
+        frames, n_bytes = Frames(), 0
+        async with aclosing(answer.chunks()) as received:
+            async for data in received:
+                n_bytes += len(data)
+                if n_bytes > MAX_ANSWER_BYTES:
+                    raise EngineError("The upstream server's answer has no end.")
+                for frame in frames.feed(data):
+                    wait_s = self._on_frame(call, frame)
+                    call.ticket.scope.deadline = anyio.current_time() + wait_s
+
+    def _on_frame(self, call: Call, frame: bytes) -> float:
+        """Returns how long the next one may take, in seconds."""
         if frame == DONE:
-            call.ticket.scope.deadline = now + DRAIN_S
-            return
+            return DRAIN_S
         read = piece(frame)
         if read.failed is not None:
             raise _mid_answer(wire.failure_in_stream(read.failed), call)
-        self._on_piece(call, read, now)
-        wait_s = TRAILER_S if call.finish_reason else self._settings.between_tokens_s
-        call.ticket.scope.deadline = now + wait_s
-
-    def _on_piece(self, call: Call, read: Piece, now: float) -> None:
-        if read.usage:
-            call.usage = read.usage
+        call.usage = read.usage or call.usage
         if read.opens and not call.finish_reason:
-            call.take(read, now)
-
-    # -- tokens ----------------------------------------------------------------------------------
-
-    async def _max_tokens(self, request: Generate, budget: Budget) -> int | None:
-        """What is asked for, as far as the window has room for it: servers refuse more."""
-        wanted = request.max_tokens
-        if wanted is None or wanted <= 1:
-            return wanted
-        room = budget.window_tokens - await self._estimate(request.context)
-        return max(1, min(wanted, room))
-
-    async def _prompt_tokens(self, call: Call) -> int:
-        if call.usage and call.usage.prompt_tokens is not None:
-            return call.usage.prompt_tokens
-        return await self._estimate(call.request.context)
-
-    async def _completion_tokens(self, call: Call) -> int:
-        if call.usage and call.usage.completion_tokens is not None:
-            return call.usage.completion_tokens
-        return (await self._counter.count([call.text]))[0]
+            call.take(read, anyio.current_time())
+        return TRAILER_S if call.finish_reason else self._settings.between_tokens_s
 
     async def _estimate(self, context: Context) -> int:
+        """Tokens of the prompt, as far as can be said from outside."""
         shape = context.shape
         texts = shape.verbatim_tokens + shape.summary_tokens + shape.system_tokens
         if not texts:
             texts = sum(await self._counter.count([m.text for m in context.messages]))
         return texts + BASE_TOKENS + MESSAGE_TOKENS * len(context.messages)
 
+    # -- what the server is ----------------------------------------------------------------------
+
+    @property
+    def _http(self) -> Http:
+        if self._maybe_http is None:
+            raise EngineUnavailable("The proxy is starting or shutting down.")
+        return self._maybe_http
+
+    def _take_note(self, exc: EngineError) -> None:
+        """Of what a failure tells about the server."""
+        if isinstance(exc, ContextOverflow):
+            self._narrow(exc.window_tokens)
+        if isinstance(exc, Unreachable):
+            self._trouble = str(exc)
+            if not self._lost.is_set():
+                log.warning("%s", exc)
+            self._lost.set()
+
     def _narrow(self, window_tokens: int) -> None:
-        """The server has just told that its window is smaller than was thought."""
+        """The window turned out to be smaller than was thought."""
         info = self.info
         if info and 0 < window_tokens < info.budget.window_tokens:
             log.warning("the upstream server's window is %d tokens", window_tokens)
             budget = replace(info.budget, window_tokens=window_tokens)
-            details = {**info.details, "window_from": "refusal"}
-            self.info = replace(info, budget=budget, details=details)
-
-    # -- what the server is ----------------------------------------------------------------------
-
-    def _lose(self, exc: Unreachable) -> None:
-        self._trouble = str(exc)
-        if not self._lost.is_set():
-            log.warning("%s", exc)
-            self._lost.set()
+            self.info = replace(info, budget=budget, details={"window_from": "refusal"})
 
     async def _watch(self) -> None:
+        """Asks the server what it is until it answers, and again after it was lost."""
         while True:
             await self._lost.wait()
-            await self._learn()
+            backoff_s = BACKOFF_FIRST_S
+            while not await self._ask():
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
             self._lost.clear()
 
-    async def _learn(self) -> None:
-        """Asks until there is an answer."""
-        backoff_s = BACKOFF_FIRST_S
-        while not await self._asked():
-            await asyncio.sleep(backoff_s)
-            backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
-
-    async def _asked(self) -> bool:
+    async def _ask(self) -> bool:
         """Whether the server said what it is. Takes a turn like any request: llama_cpp.server
         breaks off an answer for a question like this too."""
         try:
@@ -392,6 +380,7 @@ class RemoteEngine:
                 scope.deadline = anyio.current_time() + ASK_S
                 self._on_found(await self._identify())
                 return True
+            self._trouble = self._trouble or "The upstream server does not answer."
         except EngineError as exc:
             if str(exc) != self._trouble:
                 log.warning("waiting for the upstream server: %s", exc)
@@ -404,21 +393,17 @@ class RemoteEngine:
         upstream = self._settings.upstream
         models = await self._get(upstream.models, absent=(404, 405))
         # Only llama-server has this; whatever others say to it means that they have no such thing.
-        props = await self._get(upstream.props, absent=range(300, 600))
+        props = await self._get(upstream.props, absent=range(201, 600))
         return wire.found(models, props, n_ctx=self._settings.n_ctx)
 
     async def _get(self, url: str, *, absent: Sequence[int]) -> object:
         """The JSON there, None where there is none."""
-        response = await self._open("GET", url)
-        try:
-            with self._translated():
-                received = await _bounded(response, most_bytes=MAX_ANSWER_BYTES)
-        finally:
-            await _close(response)
-        if response.status_code in absent:
+        async with self._http.exchange("GET", url) as answer:
+            received = await answer.body()
+        if answer.status in absent:
             return None
-        if response.status_code != 200:
-            raise wire.failure(response.status_code, received)
+        if answer.status != 200:
+            raise wire.failure(answer.status, received)
         try:
             value: object = msgspec.json.decode(received)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -426,107 +411,18 @@ class RemoteEngine:
         return value
 
     def _on_found(self, found: wire.Found) -> None:
-        if self.info is None or self.info.name != found.name:
-            log.info(
-                "upstream %s serves %s, window %d tokens (%s)",
-                self._settings.upstream.shown,
-                found.name,
-                found.window_tokens,
-                found.window_from,
-            )
+        window_tokens, source = found.window_tokens, found.window_from
+        shown = self._settings.upstream.shown
+        log.info("%s serves %s, window %d tokens (%s)", shown, found.name, window_tokens, source)
         self.info = ModelInfo(
             name=found.name,
             fingerprint=f"{self._counter.tokenizer}:{found.name}",
-            budget=Budget(found.window_tokens, MESSAGE_TOKENS, BASE_TOKENS),
+            budget=Budget(window_tokens, MESSAGE_TOKENS, BASE_TOKENS),
             default_system="",
-            details={"window_from": found.window_from},
+            details={"window_from": source},
         )
         self._trouble = ""
         self._known.set()
-
-    # -- httpx -----------------------------------------------------------------------------------
-
-    async def _open(self, method: str, url: str, content: bytes | None = None) -> httpx.Response:
-        """The response's headers. When a kept connection turns out to be closed, the request is
-        sent once more on a fresh one: llama-server closes idle ones without a word."""
-        with self._translated():
-            for _ in range(KEPT_CONNECTIONS):
-                fresh = _Fresh()
-                try:
-                    return await self._send_once(method, url, content, fresh)
-                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                    if fresh:
-                        raise
-            return await self._send_once(method, url, content, _Fresh())
-
-    async def _send_once(
-        self, method: str, url: str, content: bytes | None, fresh: _Fresh
-    ) -> httpx.Response:
-        if self._client is None:
-            raise EngineUnavailable("The proxy is shutting down.")
-        # Not `client.build_request`: that would add cookies and the client's defaults.
-        request = httpx.Request(
-            method, url, content=content, headers=HEADERS, extensions={"trace": fresh.trace}
-        )
-        return await self._client.send(request, stream=True)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        shown = self._settings.upstream.shown
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-            raise Unreachable(f"The upstream server {shown} cannot be reached.") from exc
-        except httpx.TimeoutException as exc:
-            raise EngineUnavailable(f"The upstream server {shown} does not answer.") from exc
-        except httpx.RequestError as exc:
-            raise EngineCrashed(f"The upstream server {shown} broke off the connection.") from exc
-
-
-class _Fresh:
-    """True once a request had to open a connection. `trace` is an httpcore trace function."""
-
-    def __init__(self) -> None:
-        self._connected = False
-
-    def __bool__(self) -> bool:
-        return self._connected
-
-    async def trace(self, event: str, info: dict[str, Any]) -> None:
-        self._connected = self._connected or event == "connection.connect_tcp.started"
-
-
-def _client(settings: RemoteSettings) -> httpx.AsyncClient:
-    """Without a limit on connections: with one, the pool loses its places to requests that are
-    cancelled (httpcore #1093). `Turns` is the limit. Answers' cookies are thrown away."""
-    return httpx.AsyncClient(
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS),
-        timeout=httpx.Timeout(
-            connect=settings.connect_s,
-            read=max(settings.first_token_s, settings.between_tokens_s),
-            write=settings.first_token_s,
-            pool=settings.connect_s,
-        ),
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        trust_env=False,
-        follow_redirects=False,
-    )
-
-
-async def _bounded(response: httpx.Response, *, most_bytes: int = MAX_ERROR_BYTES) -> bytes:
-    """The first bytes of a body."""
-    body = bytearray()
-    async with aclosing(response.aiter_bytes()) as received:
-        async for data in received:
-            body += data
-            if len(body) > most_bytes:
-                break
-    return bytes(body[:most_bytes])
-
-
-async def _close(response: httpx.Response) -> None:
-    with anyio.CancelScope(shield=True):
-        await response.aclose()
 
 
 def _mid_answer(error: EngineError, call: Call) -> EngineError:

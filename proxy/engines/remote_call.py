@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import anyio
 
 from proxy.engines.base import (
+    Delta,
+    EngineCrashed,
+    EngineError,
+    EngineUnavailable,
     Event,
+    Finished,
     Generate,
+    Priority,
+    Started,
 )
-from proxy.engines.remote_stream import Usage
+from proxy.engines.remote_stream import Piece, Usage
 from proxy.engines.remote_turns import Ticket
 
 STOPPED_SHORT = ("abort", "error")
-"""A finish_reason of vLLM and SGLang for an answer that they gave up."""
+"""The finish_reason that vLLM and SGLang give to an answer they gave up."""
 
 
 class Call:
@@ -30,21 +38,96 @@ class Call:
         self.life = anyio.CancelScope()
         """Cancelled when nobody wants the answer any more."""
         self.finished = False
-        self._entered_at = anyio.current_time()
+        self.estimate_tokens = 0
+        """How long the prompt is believed to be until the server says it."""
         self._out: asyncio.Queue[Event | BaseException] = asyncio.Queue()
+        self._entered_at = anyio.current_time()
         self.begin(self._entered_at)
 
     def begin(self, now: float) -> None:
         """A new attempt: what an earlier one had is forgotten."""
         self.finish_reason = ""
         self.usage: Usage | None = None
-        self.text = ""
         self._texts: list[str] = []
         self._held: list[Event] = []
         self._began_at = now
         self._started_at = 0.0
-        self._ended_at = now
+        self._ended_at = 0.0
 
     @property
-    def warms(self) -> bool:
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def started(self) -> bool:
+        return self._started_at > 0
+
+    @property
+    def _warms(self) -> bool:
         return self.request.max_tokens == 0
+
+    # -- the writer ------------------------------------------------------------------------------
+
+    def take(self, piece: Piece, now: float) -> None:
+        """A frame of the answer. Raises EngineCrashed when the server gave it up."""
+        if not self.started:
+            self._started_at = now
+            self._give(Started(self.estimate_tokens, 0))
+        if piece.text and not self._warms:
+            self._texts.append(piece.text)
+            self._give(Delta(piece.text))
+        if piece.finish_reason in STOPPED_SHORT:
+            raise EngineCrashed("The upstream server gave up its answer.")
+        if piece.finish_reason:
+            self.finish_reason = "length" if piece.finish_reason == "length" else "stop"
+            self._ended_at = now
+            self.ticket.hold()
+
+    def check_complete(self) -> None:
+        """Raises EngineCrashed when the answer has no end: it was cut off."""
+        if not self.finish_reason:
+            raise EngineCrashed("The upstream server ended its answer before it was complete.")
+
+    def finish(self, *, prompt_tokens: int, completion_tokens: int) -> None:
+        """Hands out the last event, and all others before it."""
+        cached = self.usage.cached_tokens if self.usage else 0
+        finished = Finished(
+            finish_reason="length" if self._warms else self.finish_reason,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=min(cached, prompt_tokens),
+            completion_tokens=0 if self._warms else completion_tokens,
+            token_ids=None,
+            queued_s=self._began_at - self._entered_at,
+            prefill_s=self._started_at - self._began_at,
+            decode_s=self._ended_at - self._started_at,
+        )
+        for event in (*self._held, finished):
+            self._out.put_nowait(event)
+        self.finished = True
+
+    def fail(self, error: EngineError) -> None:
+        self._out.put_nowait(error)
+
+    def end(self, task: asyncio.Task[None]) -> None:
+        """For the task that speaks with the server, when it is done: no reader waits for ever."""
+        failed = None if task.cancelled() else task.exception()
+        self._out.put_nowait(failed or EngineUnavailable("The request was taken back."))
+
+    def _give(self, event: Event) -> None:
+        if self.request.priority is Priority.BACKGROUND:
+            self._held.append(event)
+        else:
+            self.ticket.hold()
+            self._out.put_nowait(event)
+
+    # -- the reader ------------------------------------------------------------------------------
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Raises EngineError."""
+        while True:
+            item = await self._out.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if isinstance(item, Finished):
+                return

@@ -72,12 +72,19 @@ def upstream(url: str) -> Upstream:
 # -- the request ---------------------------------------------------------------------------------
 
 
-def body(request: Generate, *, model: str, max_tokens: int | None, with_usage: bool) -> bytes:
+def body(
+    request: Generate,
+    *,
+    model: str,
+    max_tokens: int | None,
+    stream: bool = True,
+    with_usage: bool = False,
+) -> bytes:
     """The JSON of a chat request. A warming request asks for one token: none is not allowed."""
     fields: dict[str, Any] = {
         "model": model,
         "messages": messages(request.context),
-        "stream": True,
+        "stream": stream,
         **sampling_fields(request.sampling),
     }
     if with_usage:

@@ -37,7 +37,7 @@ def test_common_prefix_agrees_with_the_obvious_loop(a: list[int], b: list[int]) 
 
 
 class Machine(RuleBasedStateMachine):
-    """Requests of two owners come and go, grow, and are cut; the twin keeps what each should see."""
+    """Requests of two owners come, grow, and are cut; the twin keeps what each should see."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,6 +157,52 @@ def test_a_state_that_cannot_be_cut_is_reused_only_when_whole() -> None:
     kv.can_cut = False
     assert cache.match_prefix("a", [1, 2, 9]) == (None, 0)
     assert cache.match_prefix("a", [1, 2, 3, 9])[1] == 3
+
+
+def test_what_a_passing_request_holds_does_not_count_as_there_to_stay() -> None:
+    cache, kv = filled([1, 2, 3])
+    passing = cache.acquire("a", [1, 2, 3, 4, 5], in_place=False)
+    assert passing is not None
+    kv.held[passing.id] += [4]
+    cache.extend(passing, [4])
+    assert not cache.holds("a", [1, 2, 3, 4])
+    assert cache.holds("a", [1, 2, 3])
+    assert not cache.holds("b", [1, 2, 3])
+    cache.release(passing, keep=True)
+    assert cache.holds("a", [1, 2, 3, 4])
+
+
+def test_a_passing_request_gives_back_the_prefix_it_was_lent() -> None:
+    cache, kv = filled([1, 2, 3, 4], n_sequences=1)
+    lent = cache.acquire("a", [1, 2, 9, 9], in_place=False)
+    assert lent is not None
+    assert lent.tokens == [1, 2]
+    kv.held[lent.id] += [9]
+    cache.extend(lent, [9])
+    cache.release(lent, keep=False)
+    assert lent.tokens == [1, 2]
+    cache.check_integrity()
+
+
+def test_cells_that_a_failed_batch_left_behind_go_with_its_request() -> None:
+    cache, kv = filled([1, 2, 3])
+    fresh = cache.acquire("b", [7, 8, 9], in_place=True)
+    assert fresh is not None
+    kv.held[fresh.id] = [7, 8]
+    cache.release(fresh, keep=False)
+    cache.check_integrity()
+
+
+def test_nothing_is_evicted_in_vain() -> None:
+    cache, kv = filled([1, 2, 3])
+    busy = cache.acquire("b", [9] * 96, in_place=True)
+    assert busy is not None
+    kv.held[busy.id] = [9] * 95
+    cache.extend(busy, [9] * 95)
+    assert not cache.make_room(6)
+    assert cache.holds("a", [1, 2, 3])
+    assert cache.make_room(5)
+    assert not cache.holds("a", [1, 2, 3])
 
 
 def test_an_unbalanced_book_is_noticed() -> None:

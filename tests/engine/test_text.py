@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ def run(data: bytes, cuts: list[int], stop: tuple[str, ...]) -> tuple[str, list[
     """Feeds `data` in pieces; gives the whole text, the pieces, and whether it stopped."""
     stream, pieces = TextStream(stop), []
     edges = sorted({0, len(data), *(c % (len(data) + 1) for c in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         pieces.append(stream.feed(data[start:end]))
     pieces.append(stream.finish())
     return "".join(pieces), pieces, stream.stopped
@@ -59,7 +61,8 @@ def test_half_a_character_at_the_end_is_left_out() -> None:
     stream = TextStream()
     assert stream.feed("a東".encode()[:-1]) == "a"
     assert stream.finish() == ""
-    assert stream.given_bytes == 1
+    assert stream.pieces_given(["a東".encode()[:-1]]) is None
+    assert stream.pieces_given([b"a", "東".encode()[:-1]]) == 1
 
 
 def test_librechats_stop_strings_span_tokens() -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NoReturn
@@ -168,8 +170,11 @@ class Reader:
         try:
             for body in self._frames:
                 self._handle(protocol.command(body))
-        finally:
-            os._exit(0)
+        except Exception:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
 
     def _handle(self, command: Command) -> None:
         match command:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import msgspec
+
 from memory.context import Context, ContextMessage
 from memory.ports import Budget
 from proxy.engines import base
@@ -34,12 +36,16 @@ from proxy.engines.embedded.protocol import Cancel, Count, Load, Part, Submit
 
 log = logging.getLogger("chatfold.engine")
 
+CHILD = ("-m", "proxy.engines.embedded.child")
+"""Arguments to the interpreter that make it the model process."""
+
 READ_BYTES = 1 << 16
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 30.0
 HEALTHY_S = 60.0
 """A process that lived this long did not fail at once: the next restart does not wait long."""
 TERMINATE_S = 5.0
+LAST_WORDS_S = 1.0
 COUNT_S = 30.0
 STDERR_LINES = 40
 
@@ -102,11 +108,12 @@ class EmbeddedEngine:
 
     async def stop(self) -> None:
         self._stopping = True
+        # First, so that nobody is told of a crash, and who waits for the model waits no longer.
+        self._give_up("The proxy is shutting down.")
         if self._supervisor:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
                 await self._supervisor
-        self._fail_all(EngineUnavailable("The proxy is shutting down."))
 
     def ready(self) -> bool:
         return self._ready
@@ -189,11 +196,12 @@ class EmbeddedEngine:
     async def _until_loaded(self) -> None:
         try:
             async with asyncio.timeout(self._settings.start_s):
-                await self._settled.wait()
+                while not self._ready:
+                    await self._settled.wait()
+                    if self._trouble:
+                        raise EngineUnavailable(self._trouble)
         except TimeoutError as exc:
             raise EngineUnavailable("The model is still loading; try again shortly.") from exc
-        if not self._ready:
-            raise EngineUnavailable(self._trouble)
 
     def _hand_over(self, call: _Call) -> None:
         call.sent += 1
@@ -210,7 +218,11 @@ class EmbeddedEngine:
         backoff_s, clock = BACKOFF_FIRST_S, asyncio.get_running_loop().time
         while True:
             started = clock()
-            await self._run_process()
+            try:
+                await self._run_process()
+            except OSError as exc:
+                log.error("the model process cannot be started: %s", exc)
+                self._give_up(f"The model process cannot be started: {exc.strerror}.")
             backoff_s = BACKOFF_FIRST_S if clock() - started > HEALTHY_S else backoff_s
             self._restarts += 1
             await asyncio.sleep(backoff_s)
@@ -219,7 +231,7 @@ class EmbeddedEngine:
     async def _run_process(self) -> None:
         """Starts a process, serves it until it ends, leaves nothing of it behind."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "proxy.engines.embedded.child"),
+            *(sys.executable, *CHILD),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -230,31 +242,34 @@ class EmbeddedEngine:
             self._send(self._settings.load)
             await self._read_replies(process)
         finally:
-            self._ready = False
+            loaded, self._ready = self._ready, False
             if not self._trouble:
                 self._settled.clear()
-            await _end(process)
-            listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await listener
-            self._after_death(process)
+            try:
+                await _end(process)
+                await asyncio.wait([listener], timeout=LAST_WORDS_S)
+            finally:
+                listener.cancel()
+                self._after_death(process, loaded=loaded)
 
     async def _read_replies(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         frames = protocol.Frames()
-        while data := await process.stdout.read(READ_BYTES):
-            for body in frames.feed(data):
-                self._dispatch(protocol.reply(body))
+        try:
+            while data := await process.stdout.read(READ_BYTES):
+                for body in frames.feed(data):
+                    self._dispatch(protocol.reply(body))
+        except (ValueError, msgspec.MsgspecError) as exc:
+            # The two no longer understand each other: as good as dead.
+            log.error("the model process wrote what is no frame: %s", exc)
 
     def _dispatch(self, reply: protocol.Reply) -> None:
         match reply:
             case protocol.Loaded():
                 self._on_loaded(reply)
             case protocol.Fatal(message=message):
-                self._trouble = message
-                self._settled.set()
                 log.error("the model cannot be loaded: %s", message)
-                self._fail_all(EngineUnavailable(message))
+                self._give_up(message)
             case protocol.Stats():
                 self._stats = reply
             case protocol.Counted(id=id_, counts=counts):
@@ -282,33 +297,45 @@ class EmbeddedEngine:
         for call in [c for c in self._calls.values() if c.sent and not c.taken]:
             self._hand_over(call)
 
-    def _after_death(self, process: asyncio.subprocess.Process) -> None:
+    def _after_death(self, process: asyncio.subprocess.Process, *, loaded: bool) -> None:
         code = process.returncode
         self._stats = None
         if not self._trouble and not self._stopping:
             log.error("the model process ended (%s); last words: %s", code, list(self._stderr)[-3:])
+            if not loaded:
+                self._give_up(f"The model process ended while it loaded the model ({code}).")
         crashed = EngineCrashed("The model process ended while it worked on this request.")
-        for call in self._calls.values():
+        for call in list(self._calls.values()):
             # Twice in the queue of a process that died is once too often to be chance.
             if call.taken or call.sent > 1:
-                call.replies.put_nowait(crashed)
+                self._fail(call, crashed)
         for future in self._counts.values():
             if not future.done():
                 future.set_exception(EngineCrashed("The model process ended."))
 
-    def _fail_all(self, error: EngineError) -> None:
-        for call in self._calls.values():
-            call.replies.put_nowait(error)
+    def _give_up(self, trouble: str) -> None:
+        """There is no model for now: ends all requests and whoever waits for it to load."""
+        self._trouble, self._ready = trouble, False
+        self._settled.set()
+        error = EngineUnavailable(trouble)
+        for call in list(self._calls.values()):
+            self._fail(call, error)
         for future in self._counts.values():
             if not future.done():
                 future.set_exception(error)
 
+    def _fail(self, call: _Call, error: EngineError) -> None:
+        """For a call whose process is gone: no later one may be handed it again."""
+        self._calls.pop(call.submit.id, None)
+        call.replies.put_nowait(error)
+
     async def _drain_stderr(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
-        while line := await process.stderr.readline():
-            text = line.decode("utf-8", "replace").rstrip()
-            self._stderr.append(text)
-            log.debug("llama.cpp: %s", text)
+        # Not `readline`: it raises on a line longer than its buffer, and who then drains the pipe?
+        while data := await process.stderr.read(READ_BYTES):
+            for text in data.decode("utf-8", "replace").splitlines():
+                self._stderr.append(text)
+                log.debug("llama.cpp: %s", text)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -318,10 +345,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     try:
         async with asyncio.timeout(TERMINATE_S):
             await process.wait()
-    except (TimeoutError, asyncio.CancelledError):
+    except (TimeoutError, asyncio.CancelledError) as exc:
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+        if isinstance(exc, asyncio.CancelledError):
+            raise
 
 
 def _submit(id_: int, request: Generate) -> Submit:
@@ -352,11 +381,9 @@ def _parts(context: Context) -> tuple[Part, ...]:
 
 
 def _part(message: ContextMessage) -> Part:
-    if message.token_ids is not None:
-        return Part(role=message.role, parts=(), token_ids=message.token_ids)
     # Lone surrogates cannot be encoded; they reach the model as U+FFFD.
     parts = tuple(p.encode("utf-8", "replace").decode() for p in message.parts)
-    return Part(role=message.role, parts=parts)
+    return Part(role=message.role, parts=parts, token_ids=message.token_ids)
 
 
 def _error(failed: protocol.Failed) -> EngineError:

@@ -21,6 +21,9 @@ VOCAB_SPM = 1
 ABORTED = 2
 NO_SLOT = 1
 
+TOKEN_BYTES = 4
+"""Width of a token id where ids are stored."""
+
 PENALTY_LAST_N = 64
 """How far back penalties look: llama.cpp's own default."""
 
@@ -82,6 +85,7 @@ class Llama:
         self._memory = C.llama_get_memory(self._context)
         C.llama_set_abort_callback(self._context, self.abort.callback, self.abort.address)
         self.n_batch = int(C.llama_n_batch(self._context))
+        self.n_ubatch = int(C.llama_n_ubatch(self._context))
         self._batch = C.llama_batch_init(self.n_batch, 0, 1)
         self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
         self.can_cut = not (
@@ -234,7 +238,8 @@ class Sampler:
     def _add_bias(self, llama: Llama, logit_bias: Sequence[tuple[int, float]]) -> None:
         known = [(t, b) for t, b in logit_bias if 0 <= t < llama.n_vocab]
         if known:
-            table = (C.llama_logit_bias * len(known))(*(C.llama_logit_bias(*entry) for entry in known))
+            entries = [C.llama_logit_bias(token, bias) for token, bias in known]
+            table = (C.llama_logit_bias * len(entries))(*entries)
             bias = C.llama_sampler_init_logit_bias(llama.n_vocab, len(known), table)
             C.llama_sampler_chain_add(self.chain, bias)
 
@@ -289,8 +294,9 @@ def _window(model: C.llama_model_p, n_ctx: int) -> int:
 def _new_context(model: C.llama_model_p, settings: Settings, cells: int) -> C.llama_context_p:
     params = C.llama_context_default_params()
     params.n_ctx = cells
-    params.n_batch = settings.n_batch
-    params.n_ubatch = min(settings.n_ubatch, settings.n_batch)
+    # Each sequence may have a token in a batch, and there must be room beside them for a prompt.
+    params.n_batch = max(settings.n_batch, 2 * settings.sequences)
+    params.n_ubatch = min(settings.n_ubatch, params.n_batch)
     params.n_seq_max = settings.sequences
     params.kv_unified = True
     # A full-size cache for sliding-window layers: a prefix can be cut anywhere and stays exact.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from proxy.engines.embedded.llama import Llama, from_bytes
+from proxy.engines.embedded.llama import TOKEN_BYTES, Llama, from_bytes
 from proxy.engines.embedded.protocol import Part
-from proxy.engines.embedded.template import CHATML, ChatTemplate, Markup
+from proxy.engines.embedded.template import CHATML, ChatTemplate, Markup, TemplateError
 
 CACHED_TEXTS = 4096
 """Texts whose tokens are remembered: a context's older messages come again with every request."""
@@ -45,26 +45,49 @@ class Prompter:
         return len(self._text(text, markup=False, first=False))
 
     def overhead(self) -> tuple[int, int]:
-        """(tokens around each message, tokens once): from prompts with one and two turns."""
+        """(tokens around each message, tokens once), so that n messages, whoever begins and ends,
+        have at most n times the one and once the other around them. A system message that the
+        template adds by itself is one of them.
+
+        Templates write the same around every turn: its cost is the difference of two prompts, and
+        what no message accounts for shows in the shortest ones.
+        """
         one = self._markup_tokens(["system", "user"])
-        two = self._markup_tokens(["system", "user", "assistant", "user"])
-        each = -(-(two - one) // 2)
-        return each, max(0, one - 2 * each)
+        each = -(-(self._markup_tokens(["system", "user", "assistant", "user"]) - one) // 2)
+        bare = ["user"], ["user", "assistant"]
+        default = self.default_system()
+        added = self.count(default) + each if default else 0
+        rests = [self._rest(["system", *roles], each) for roles in bare]
+        rests += [self._rest(roles, each) - added for roles in bare]
+        return each, max(0, *rests)
 
     def default_system(self) -> str:
         return self.template.default_system()
+
+    def _rest(self, roles: list[str], each: int) -> int:
+        try:
+            return self._markup_tokens(roles) - len(roles) * each
+        except TemplateError:
+            return 0  # Never sent to the model either.
 
     def _markup_tokens(self, roles: list[str]) -> int:
         empty = [Part(role=r, parts=()) for r in roles]
         return len(self.tokens(empty, answer_header=True, continues=False))
 
     def _content(self, message: Part, *, first: bool) -> list[int]:
-        if message.token_ids is not None:
+        if message.token_ids is not None and self._knows(message.token_ids):
             return from_bytes(message.token_ids)
         tokens: list[int] = []
         for part in message.parts:
             tokens += self._text(part, markup=False, first=first and not tokens)
         return tokens
+
+    def _knows(self, token_ids: bytes) -> bool:
+        """Whether llama.cpp would take these: one unknown id fails everybody in its batch."""
+        if len(token_ids) % TOKEN_BYTES:
+            return False
+        tokens = from_bytes(token_ids)
+        return all(0 <= t < self._llama.n_vocab for t in tokens)
 
     def _text(self, text: str, *, markup: bool, first: bool) -> list[int]:
         if first:

@@ -30,8 +30,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """One message: `parts` are tokenized one by one, or `token_ids` (int32) stand for all of
-    them.
+    """One message: `parts` are tokenized one by one, unless `token_ids` (int32), where they are
+    given and the model has such tokens, stand for all of them.
     """
 
     role: str

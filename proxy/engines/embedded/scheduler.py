@@ -179,9 +179,11 @@ class Scheduler:
         """Admits what may run, evaluates one batch, hands out what came of it."""
         self._admit()
         batch = self._compose()
+        # Before the batch too: it may take seconds, and its requests are running all the while.
+        self.report()
         if batch and self._gate(batch[0][0].priority, [r.id for r, _ in batch]):
             self._evaluate(batch)
-        self.report()
+            self.report()
 
     def report(self) -> None:
         """Sends the numbers when somebody came or went."""
@@ -202,7 +204,8 @@ class Scheduler:
                 return
 
     def _start(self, request: Request) -> bool:
-        if request.warms and self._is_warm(request):
+        if request.warms and self._cache.holds(request.submit.owner, request.tokens):
+            request.began_at = request.began_at or self._clock()
             self._finish(request, "stop")
             return True
         sequence = self._acquire(request)
@@ -215,11 +218,10 @@ class Scheduler:
         self.running.append(request)
         self._trace.request("request_started", request)
         self._emit(Taken(id=request.id))
+        if not request.missing:
+            # Warming what only a passing request holds: the shared copy is all there was to do.
+            self._finish(request, "stop")
         return True
-
-    def _is_warm(self, request: Request) -> bool:
-        _, n = self._cache.match_prefix(request.submit.owner, request.tokens)
-        return n == len(request.tokens)
 
     def _acquire(self, request: Request) -> KVSequence | None:
         """A sequence with room behind it for the prompt, taken from worse classes if need be."""
@@ -259,10 +261,12 @@ class Scheduler:
         return self._fit(batch)
 
     def _chunk(self, best: int | None, *, beside: int) -> int:
-        if best == BACKGROUND:
-            return BACKGROUND_CHUNK
         room = self._llama.n_batch - beside
-        return min(room, SHARED_CHUNK) if beside else room
+        if best == BACKGROUND:
+            return min(room, BACKGROUND_CHUNK)
+        # Alone, a micro-batch: llama.cpp would cut a longer one anyway, and who arrives meanwhile
+        # would wait for all of it.
+        return min(room, SHARED_CHUNK if beside else max(SHARED_CHUNK, self._llama.n_ubatch))
 
     def _fit(self, batch: list[tuple[Request, list[int]]]) -> list[tuple[Request, list[int]]]:
         """Makes room for the batch: idle sequences go first, then the youngest request waits."""
@@ -290,7 +294,7 @@ class Scheduler:
             self._drop_batch(requests, str(exc))
             return
         if status == NO_SLOT:
-            self._no_slot(requests)
+            self._no_slot()
         elif status == ABORTED:
             self._resync(requests)
         else:
@@ -351,9 +355,9 @@ class Scheduler:
             self._emit(Text(id=request.id, text=text))
 
     def _finish(self, request: Request, reason: str) -> None:
-        now = self._clock()
         if not request.first_token_at:
             self._begin(request)
+        now = self._clock()
         self._say(request, request.text.finish())
         self._leave(request, keep=request.submit.keep)
         self._trace.request("request_done", request)
@@ -374,14 +378,8 @@ class Scheduler:
     def _token_ids(self, request: Request) -> bytes | None:
         """The tokens of the text as it was given out, if it ends where a token ends."""
         tokens = request.generated
-        if not request.text.stopped:
-            return to_bytes(tokens)
-        room = request.text.given_bytes
-        for n, token in enumerate(tokens):
-            if room <= 0:
-                return to_bytes(tokens[:n]) if room == 0 else None
-            room -= len(self._llama.piece(token))
-        return None
+        n = request.text.pieces_given([self._llama.piece(t) for t in tokens])
+        return None if n is None else to_bytes(tokens[:n])
 
     def _fail(self, request: Request, kind: str, message: str) -> None:
         self._leave(request, keep=False)
@@ -419,16 +417,18 @@ class Scheduler:
             have = len(r.sequence.tokens)
             held = self._llama.end(r.sequence.id)
             self._account(r, r.tokens[have:held])
-            if not r.missing and not r.warms:
+            if not r.missing and r.warms:
+                self._finish(r, "stop")
+            elif not r.missing:
                 self._cache.truncate(r.sequence, len(r.tokens) - 1)
 
-    def _no_slot(self, batch: Sequence[Request]) -> None:
+    def _no_slot(self) -> None:
         """The books said there was room and llama.cpp found none: free more, or give up the
         last.
         """
         if self._cache.make_room(self._cache.n_cells - self._cache.cells_used + 1):
             return
-        victim = max(batch, key=lambda r: (r.priority, r.arrived_at))
+        victim = max(self.running, key=lambda r: (r.priority, r.arrived_at))
         if len(self.running) > 1:
             self._requeue(victim)
         else:

@@ -29,7 +29,11 @@ class KV(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """`tokens` are evaluated and in the cache; `cells` are our names for where they lie."""
+    """`tokens` are evaluated and in the cache; `cells` are our names for where they lie.
+
+    While it is busy, `lasting` says that it is there to stay, and `base` how many of its tokens
+    were somebody else's before: they stay in any case.
+    """
 
     id: int
     owner: str = ""
@@ -37,6 +41,8 @@ class Sequence:
     cells: list[int] = field(default_factory=list)
     last_used: int = 0
     busy: bool = False
+    lasting: bool = False
+    base: int = 0
 
 
 class SequenceCache:
@@ -77,41 +83,58 @@ class SequenceCache:
                 best, length = s, n
         return best, length
 
+    def holds(self, owner: str, tokens: Seq[int]) -> bool:
+        """Whether all of it is in the cache and stays there; what is asked for counts as used."""
+        for s in self._sequences:
+            stays = s.owner == owner and (s.lasting or not s.busy)
+            usable = self._kv.can_cut or len(s.tokens) == len(tokens)
+            if stays and usable and common_prefix(s.tokens, tokens) == len(tokens):
+                s.last_used = next(self._clock)
+                return True
+        return False
+
     def acquire(self, owner: str, tokens: Seq[int], *, in_place: bool) -> Sequence | None:
         """A sequence for this prompt with as much of it in the cache as can be found.
 
         At least the last token is left to evaluate: its logits are wanted. A sequence that the
         prompt extends is taken as it is when `in_place`; else its prefix is shared and it stays.
-        None when every sequence is busy. Owners never share.
+        None when every sequence is busy. Owners never share. `in_place` is also what `holds` goes
+        by: that the sequence will be kept.
         """
         wanted = list(tokens[:-1]) if tokens else []
         source, n = self.match_prefix(owner, wanted)
         if source and in_place and not source.busy and n == len(source.tokens):
-            return self._take(source, owner)
+            return self._take(source, owner, lasting=True)
         target = self._free(but=source)
         if target is None:
             # Every other sequence is busy: the source itself, cut back, is what there is.
             if source is None or source.busy:
                 return None
             self.truncate(source, n)
-            return self._take(source, owner)
+            base = n if self._kv.can_cut else 0
+            return self._take(source, owner, lasting=in_place, base=base)
         if source and n:
             self._share(source, target, n)
-        return self._take(target, owner)
+        return self._take(target, owner, lasting=in_place)
 
     def release(self, sequence: Sequence, *, keep: bool) -> None:
-        sequence.busy = False
+        """The request is done with it. What is not kept goes, but for what it was lent."""
+        base, sequence.base, sequence.busy = sequence.base, 0, False
         if not keep:
-            self.truncate(sequence, 0)
+            self.truncate(sequence, base)
+            # A batch that failed may have left cells behind that are in nobody's books.
+            self._kv.remove(sequence.id, len(sequence.tokens))
 
     def make_room(self, n_tokens: int) -> bool:
         """Evicts idle sequences, least recently used first, until `n_tokens` more cells are
-        free.
+        free. When even all of them would not do, none is touched.
         """
+        if self.n_cells - self.cells_used >= n_tokens:
+            return True
+        if self.n_cells - len({c for s in self._sequences if s.busy for c in s.cells}) < n_tokens:
+            return False
         while self.n_cells - self.cells_used < n_tokens:
             idle = [s for s in self._sequences if not s.busy and s.tokens]
-            if not idle:
-                return False
             self.truncate(min(idle, key=lambda s: s.last_used), 0)
         return True
 
@@ -146,8 +169,9 @@ class SequenceCache:
         assert refs == self._refs, "cells without an owner, or owners without a cell"
         assert self.cells_used <= self.n_cells, self
 
-    def _take(self, sequence: Sequence, owner: str) -> Sequence:
-        sequence.owner, sequence.busy = owner, True
+    def _take(self, sequence: Sequence, owner: str, *, lasting: bool, base: int = 0) -> Sequence:
+        sequence.owner, sequence.busy, sequence.lasting = owner, True, lasting
+        sequence.base = base
         sequence.last_used = next(self._clock)
         return sequence
 

@@ -28,6 +28,18 @@ CHATML = (
 """For models that bring no template of their own."""
 
 
+TEMPLATE_FAILURES = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the code in a model's template can raise while it runs: it is a program of its own."""
+
+
 class TemplateError(ValueError):
     """The template cannot render these messages."""
 
@@ -81,9 +93,12 @@ class ChatTemplate:
         """The system prompt that the template adds when there is none, "" if it adds none."""
         if not self.takes_system:
             return ""
-        given = self._run(["system", "user"], answer_header=False)
-        absent = self._run(["user"], answer_header=False)
-        head, tail = given.split(self._mark(0))
+        try:
+            given = self._run(["system", "user"], answer_header=False)
+            absent = self._run(["user"], answer_header=False)
+        except TemplateError:
+            return ""  # A template that insists on a system message has no default one.
+        head, tail = given.split(self._mark(0), 1)
         between, head_of_user = tail.split(self._mark(1))[0], absent.split(self._mark(0))[0]
         if head and head_of_user.startswith(head) and head_of_user.endswith(between):
             return head_of_user[len(head) : len(head_of_user) - len(between)]
@@ -109,7 +124,7 @@ class ChatTemplate:
                 tools=None,
                 **self._constants,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as exc:
+        except TEMPLATE_FAILURES as exc:
             raise TemplateError(f"The chat template refuses these messages: {exc}") from exc
 
     def _split(self, text: str) -> list[Segment]:

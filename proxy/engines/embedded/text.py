@@ -21,8 +21,7 @@ class TextStream:
         self._stop = tuple(s for s in stop if s)
         self._held = ""
         self.stopped = False
-        self.given_bytes = 0
-        """UTF-8 bytes of all text given out so far."""
+        self._given_chars = 0
 
     def feed(self, data: bytes) -> str:
         if self.stopped:
@@ -48,8 +47,23 @@ class TextStream:
         out, self._held = self._held[:cut], self._held[cut:]
         return self._give(out)
 
+    def pieces_given(self, pieces: Sequence[bytes]) -> int | None:
+        """How many of the pieces that were fed make exactly the text that was given out.
+
+        None when it ends inside a piece: a stop string began there, or half a character.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        n_chars, found = 0, 0 if not self._given_chars else None
+        for n, piece in enumerate(pieces, start=1):
+            n_chars += len(decoder.decode(piece))
+            if n_chars > self._given_chars:
+                break
+            if n_chars == self._given_chars and not decoder.getstate()[0]:
+                found = n
+        return found
+
     def _give(self, text: str) -> str:
-        self.given_bytes += len(text.encode())
+        self._given_chars += len(text)
         return text
 
 

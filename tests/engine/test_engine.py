@@ -1,0 +1,559 @@
+"""The embedded engine with its real model process: who gets which answer when things go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memory.context import Context, ContextMessage, Shape
+from proxy.engines.base import (
+    ContextOverflow,
+    Delta,
+    EngineCrashed,
+    EngineUnavailable,
+    Finished,
+    Generate,
+    Priority,
+    QueueFull,
+    RequestRefused,
+    Sampling,
+    Started,
+)
+from proxy.engines.embedded import engine as module
+from proxy.engines.embedded import protocol
+from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
+from proxy.engines.embedded.protocol import Load
+
+PATIENCE_S = 60.0
+"""Only a test that fails waits this long."""
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture
+def load(model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    # The model process looks at its books after every step, and dies when they do not balance.
+    monkeypatch.setenv("CHATFOLD_CHECK_INTEGRITY", "1")
+    return Load(
+        path=model_path,
+        n_ctx=768,
+        cache_tokens=1536,
+        sequences=4,
+        n_batch=512,
+        n_ubatch=32,
+        threads=1,
+        gpu_layers=0,
+        trace_path=str(tmp_path / "trace.jsonl"),
+    )
+
+
+@asynccontextmanager
+async def running(load: Load, **settings: Any) -> AsyncIterator[EmbeddedEngine]:
+    """A started engine; whatever happens, nothing of it is left behind."""
+    engine = EmbeddedEngine(EmbeddedSettings(load, start_s=PATIENCE_S, **settings))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        async with asyncio.timeout(PATIENCE_S):
+            await engine.stop()
+        if engine._process:
+            assert engine._process.returncode is not None
+
+
+def context(*texts: str, continues: bool = False) -> Context:
+    roles = ("user", "assistant")
+    messages = tuple(ContextMessage(roles[i % 2], (t,)) for i, t in enumerate(texts))
+    return Context(messages, "", continues, Shape(1, 0, 0, 0, 0, 0))
+
+
+def ask(
+    *texts: str,
+    max_tokens: int | None = 4,
+    priority: Priority = Priority.CHAT,
+    sampling: Sampling = GREEDY,
+) -> Generate:
+    return Generate("a", context(*texts), priority, max_tokens, sampling)
+
+
+async def answer(engine: EmbeddedEngine, request: Generate) -> tuple[str, Finished]:
+    """The whole text and the last event; the events come in the promised order."""
+    async with engine.generate(request) as stream:
+        events = [event async for event in stream]
+    assert isinstance(events[0], Started)
+    assert all(isinstance(event, Delta) for event in events[1:-1])
+    assert isinstance(events[-1], Finished)
+    return "".join(e.text for e in events if isinstance(e, Delta)), events[-1]
+
+
+async def until(done: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not done():  # noqa: ASYNC110 (the engine's status is asked for, it tells nobody)
+            await asyncio.sleep(0.005)
+
+
+def busy(engine: EmbeddedEngine, *, waiting: bool = False) -> int:
+    return sum(engine.status()["waiting" if waiting else "running"].values())
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process is dead; one that nobody has buried yet is dead too."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return not Path("/proc/self/stat").exists() or not Path(f"/proc/{pid}").exists()
+    return state in "ZX"
+
+
+def traced(load: Load) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(load.trace_path).read_text().splitlines()]
+
+
+def long_text(n_words: int, word: str = "tower") -> str:
+    """About `n_words` tokens."""
+    return " ".join([word] * n_words)
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+
+def test_the_second_turn_of_a_chat_evaluates_its_new_message_only(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            info = await engine.model()
+            assert engine.ready()
+            assert info.budget.window_tokens == 768
+            assert "SmolLM" in info.default_system
+            text, end = await answer(engine, ask("Where is Tokyo Tower?", max_tokens=8))
+            assert text
+            assert end.finish_reason == "length"
+            assert end.completion_tokens == 8
+            ids = end.token_ids
+            assert ids is not None
+            again = context("Where is Tokyo Tower?", text, "And Kyoto?").messages
+            messages = (again[0], replace(again[1], token_ids=ids), again[2])
+            request = replace(ask(), context=replace(context(), messages=messages))
+            _, second = await answer(engine, request)
+            new = second.prompt_tokens - end.prompt_tokens - end.completion_tokens
+            assert second.prompt_tokens - second.cached_tokens == new + 1
+
+    asyncio.run(main())
+
+
+def test_warming_evaluates_once_and_the_request_behind_it_only_what_is_new(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            warm = ask(long_text(100), max_tokens=0, priority=Priority.BACKGROUND)
+            _, first = await answer(engine, warm)
+            assert first.prompt_tokens - first.cached_tokens > 100
+            _, second = await answer(engine, warm)
+            assert second.cached_tokens == second.prompt_tokens == first.prompt_tokens
+            assert second.queued_s >= 0
+            _, chat = await answer(engine, ask(long_text(100)))
+            assert chat.cached_tokens == first.prompt_tokens
+
+    asyncio.run(main())
+
+
+def test_the_same_seed_gives_the_same_text(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            sampling = Sampling(temperature=1.0, seed=11)
+            texts = {
+                (await answer(engine, ask("Tell me a story.", max_tokens=8, sampling=sampling)))[0]
+                for _ in range(3)
+            }
+            assert len(texts) == 1
+
+    asyncio.run(main())
+
+
+def test_what_the_engine_cannot_do_is_refused_and_the_next_request_works(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            with pytest.raises(ContextOverflow) as overflow:
+                await answer(engine, ask(long_text(900)))
+            assert overflow.value.prompt_tokens > 900
+            assert overflow.value.window_tokens == 768
+            with pytest.raises(RequestRefused, match="no text"):
+                await answer(engine, replace(ask(max_tokens=0), context=context()))
+            odd = ContextMessage("user", ("a lone \ud800 surrogate",), b"\xff\xff\xff\x7f")
+            surrogate = replace(context(), messages=(odd,))
+            assert (await answer(engine, replace(ask(), context=surrogate)))[1].completion_tokens
+            assert engine.status()["restarts"] == 0
+
+    asyncio.run(main())
+
+
+def test_texts_are_counted_while_the_model_is_busy(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            assert await engine.count([]) == []
+            async with engine.generate(ask(long_text(600))):
+                await until(lambda: busy(engine))
+                counts = await engine.count(["", "Hello world", "<|im_end|>", "東京"])
+                assert busy(engine), "the counts came before the prompt was evaluated"
+            assert counts[0] == 0
+            assert counts[1] == 2
+            assert counts[2] > 1, "markup in a text is text"
+
+    asyncio.run(main())
+
+
+# -- leaving and giving way ----------------------------------------------------------------------
+
+
+def test_leaving_during_prefill_stops_the_batch_and_the_next_request_works(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            async with engine.generate(ask(long_text(600))):
+                await until(lambda: busy(engine))
+            await until(lambda: not busy(engine))
+            _, end = await answer(engine, ask("Hello"))
+            assert end.completion_tokens
+            assert engine.status()["restarts"] == 0
+        first = [t["event"] for t in traced(load) if t.get("request") == 1]
+        assert first == ["request_queued", "request_started", "request_cancelled"]
+
+    asyncio.run(main())
+
+
+def test_leaving_while_waiting_in_line_is_leaving_too(load: Load) -> None:
+    async def main() -> None:
+        one_place = replace_load(load, sequences=1)
+        async with running(one_place) as engine, engine.generate(ask(long_text(600))):
+            await until(lambda: busy(engine))
+            async with engine.generate(ask("Hello")):
+                await until(lambda: busy(engine, waiting=True))
+            await until(lambda: not busy(engine, waiting=True))
+            assert busy(engine)
+
+    asyncio.run(main())
+
+
+def test_a_chat_breaks_into_background_work_that_then_goes_on(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            background = ask(long_text(400), max_tokens=0, priority=Priority.BACKGROUND)
+            task = asyncio.create_task(answer(engine, background))
+            await until(lambda: busy(engine))
+            await answer(engine, ask("Hello"))
+            assert not task.done()
+            _, end = await task
+            assert engine.status()["preemptions"] >= 1
+            batches = [t for t in traced(load) if t["event"] == "batch" and t["requests"] == [1]]
+            given = sum(t["tokens"] for t in batches)
+            assert end.prompt_tokens <= given <= end.prompt_tokens + 64
+
+    asyncio.run(main())
+
+
+def test_more_requests_than_the_queue_holds_are_refused(load: Load) -> None:
+    async def main() -> None:
+        async with running(load, queue_limit=2) as engine:
+            async with engine.generate(ask(long_text(500))), engine.generate(ask("Hello")):
+                with pytest.raises(QueueFull):
+                    await answer(engine, ask("Hello"))
+            assert (await answer(engine, ask("Hello")))[1].completion_tokens
+
+    asyncio.run(main())
+
+
+# -- crashes -------------------------------------------------------------------------------------
+
+
+def replace_load(load: Load, **changes: Any) -> Load:
+    return Load(**{name: getattr(load, name) for name in load.__struct_fields__} | changes)
+
+
+def test_a_crash_ends_the_running_request_and_the_waiting_one_is_answered(load: Load) -> None:
+    async def main() -> None:
+        async with running(replace_load(load, sequences=1)) as engine:
+            ran = asyncio.create_task(answer(engine, ask(long_text(600))))
+            await until(lambda: busy(engine))
+            waited = asyncio.create_task(answer(engine, ask("Hello")))
+            await until(lambda: busy(engine, waiting=True))
+            pid = engine.status()["pid"]
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(EngineCrashed):
+                await ran
+            _, end = await waited
+            assert end.completion_tokens
+            assert engine.status()["restarts"] == 1
+            assert engine.status()["pid"] != pid
+            assert (await answer(engine, ask("Hello again")))[1].completion_tokens
+
+    asyncio.run(main())
+
+
+def test_whoever_comes_while_the_process_starts_again_is_answered(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            await engine.model()
+            os.kill(engine.status()["pid"], signal.SIGKILL)
+            await until(lambda: not engine.ready())
+            assert engine.status()["pid"] is None
+            assert (await engine.count(["Hello"]))[0] == 1
+            assert (await answer(engine, ask("Hello")))[1].completion_tokens
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_a_count_learns_of_the_crash(load: Load) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            await engine.model()
+            pid = engine.status()["pid"]
+            os.kill(pid, signal.SIGSTOP)
+            count = asyncio.create_task(engine.count(["Hello"]))
+            await until(lambda: engine._counts)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(EngineCrashed):
+                await count
+
+    asyncio.run(main())
+
+
+def test_a_file_that_is_no_model_is_told_in_a_sentence(load: Load, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + os.urandom(4096))
+
+    async def main() -> None:
+        async with running(replace_load(load, path=str(bad))) as engine:
+            for attempt in (engine.model(), engine.count(["a"]), answer(engine, ask("Hello"))):
+                with pytest.raises(EngineUnavailable, match=r"cannot load .*bad\.gguf"):
+                    await attempt
+            assert not engine.ready()
+            assert "bad.gguf" in engine.status()["trouble"]
+            assert "bad.gguf" in repr(engine)
+
+    asyncio.run(main())
+
+
+def test_a_model_that_appears_is_loaded_after_all(load: Load, tmp_path: Path) -> None:
+    path = tmp_path / "late.gguf"
+
+    async def main() -> None:
+        async with running(replace_load(load, path=str(path))) as engine:
+            with pytest.raises(EngineUnavailable):
+                await engine.model()
+            path.symlink_to(load.path)
+            await until(engine.ready)
+            assert engine.status()["trouble"] == ""
+            assert (await answer(engine, ask("Hello")))[1].completion_tokens
+
+    asyncio.run(main())
+
+
+# -- model processes that misbehave: scripts in the place of the real one ------------------------
+
+
+def child(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.setattr(module, "CHILD", ("-I", "-S", "-c", textwrap.dedent(script)))
+
+
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The engine's pauses, as it asks for them; none is kept."""
+    asked: list[float] = []
+
+    async def sleep(delay_s: float) -> None:
+        asked.append(delay_s)
+        await real(0)
+
+    real = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return asked
+
+
+def test_a_process_that_dies_at_once_is_started_again_ever_more_slowly(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child(monkeypatch, "raise SystemExit(3)")
+    monkeypatch.setattr(module, "BACKOFF_MOST_S", 1.0)
+
+    async def main() -> None:
+        asked = pauses(monkeypatch)
+        async with running(load) as engine:
+            with pytest.raises(EngineUnavailable, match=r"while it loaded the model \(3\)"):
+                await engine.model()
+            async with asyncio.timeout(PATIENCE_S):
+                while len([s for s in asked if s >= 0.1]) < 6:
+                    await asyncio.wait([asyncio.create_task(asyncio.sleep(0))])
+        assert [s for s in asked if s >= 0.1][:6] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "print('this is no frame at all', flush=True); import time; time.sleep(600)",
+        "import os, time; os.write(1, b'\\2\\0\\0\\0\\xc1\\xc1'); time.sleep(600)",
+        "import sys; sys.stderr.write('x' * 500_000); sys.stderr.flush(); raise SystemExit(1)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGILL)",
+    ],
+    ids=["no frame", "no reply", "one endless line on stderr", "illegal instruction"],
+)
+def test_a_process_that_makes_no_sense_is_ended_and_tried_again(
+    load: Load, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    child(monkeypatch, script)
+    monkeypatch.setattr(module, "TERMINATE_S", 0.05)
+    monkeypatch.setattr(module, "BACKOFF_FIRST_S", 0.01)
+
+    async def main() -> None:
+        async with running(load) as engine:
+            with pytest.raises(EngineUnavailable, match="while it loaded the model"):
+                await engine.model()
+            await until(lambda: engine.status()["restarts"] >= 2)
+
+    asyncio.run(main())
+
+
+def test_no_process_to_be_had_is_trouble_that_heals(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+
+    async def main() -> None:
+        async with running(load) as engine:
+            with pytest.raises(EngineUnavailable, match="cannot be started: No such file"):
+                await engine.model()
+            monkeypatch.undo()
+            await until(engine.ready)
+
+    asyncio.run(main())
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+def test_stopping_ends_every_request_as_a_shutdown_and_leaves_no_process(load: Load) -> None:
+    async def main() -> None:
+        async with running(replace_load(load, sequences=1)) as engine:
+            tasks = [asyncio.create_task(answer(engine, ask(long_text(600))))]
+            await until(lambda: busy(engine))
+            tasks += [asyncio.create_task(answer(engine, ask("Hello")))]
+            await until(lambda: busy(engine, waiting=True))
+            pid = engine.status()["pid"]
+            await engine.stop()
+            for task in tasks:
+                with pytest.raises(EngineUnavailable, match="shutting down"):
+                    await task
+            assert is_gone(pid)
+            with pytest.raises(EngineUnavailable, match="shutting down"):
+                await answer(engine, ask("Hello"))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "import time; time.sleep(600)",
+        "import os, time; os.close(0); os.close(1); time.sleep(600)",
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+    ],
+    ids=["never loads", "closed its pipes and hangs", "ignores what it is told"],
+)
+def test_stopping_ends_who_waits_for_a_model_that_never_comes(
+    load: Load, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    child(monkeypatch, script)
+
+    async def main() -> None:
+        async with running(load) as engine:
+            waits = asyncio.create_task(answer(engine, ask("Hello")))
+            await until(lambda: engine._process and engine._calls)
+            await asyncio.sleep(0.2)  # Long enough for the script to have done what it does.
+            monkeypatch.setattr(module, "TERMINATE_S", 0.05)
+            await engine.stop()
+            with pytest.raises(EngineUnavailable, match="shutting down"):
+                await waits
+            assert engine._process
+            assert is_gone(engine._process.pid)
+
+    asyncio.run(main())
+
+
+def test_the_model_process_goes_when_its_parent_is_killed(load: Load) -> None:
+    script = f"""
+        import asyncio
+        from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
+        from proxy.engines.embedded.protocol import Load
+
+        async def main():
+            engine = EmbeddedEngine(EmbeddedSettings({load!r}))
+            await engine.start()
+            await engine.model()
+            print(engine.status()["pid"], flush=True)
+            await asyncio.sleep(600)
+
+        asyncio.run(main())
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+    )
+    with parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        assert not is_gone(pid)
+        parent.kill()
+    end = time.monotonic() + PATIENCE_S
+    while not is_gone(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert is_gone(pid)
+
+
+# -- frames --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(max_size=60), max_size=12), st.lists(st.integers(0, 2000)))
+def test_frames_cut_anywhere_come_out_whole(bodies: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(protocol.LENGTH.pack(len(b)) + b for b in bodies)
+    edges = [0, *sorted(c % (len(data) + 1) for c in cuts), len(data)]
+    frames, out = protocol.Frames(), []
+    for start, end in pairwise(edges):
+        out += frames.feed(data[start:end])
+    assert out == bodies
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_frames_or_a_value_error(data: bytes) -> None:
+    frames, used = protocol.Frames(), 0
+    try:
+        for body in frames.feed(data):
+            used += protocol.LENGTH.size + len(body)
+    except ValueError:
+        (length,) = protocol.LENGTH.unpack_from(data, used)
+        assert length > protocol.MAX_FRAME_BYTES
+    assert used <= len(data)
+
+
+@given(st.text(), st.integers(0, 2**31), st.lists(st.text(), max_size=4))
+def test_commands_and_replies_survive_the_pipe(text: str, id_: int, texts: list[str]) -> None:
+    command = protocol.Count(id=id_, texts=tuple(texts))
+    reply = protocol.Text(id=id_, text=text)
+    (first, second) = protocol.Frames().feed(protocol.encode(command) + protocol.encode(reply))
+    assert protocol.command(first) == command
+    assert protocol.reply(second) == reply
