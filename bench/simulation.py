@@ -92,6 +92,9 @@ class SimulatedEngine:
     def ready(self) -> bool:
         return True
 
+    async def forget(self, owner: str) -> None:
+        self.resident.pop(owner, None)
+
     def status(self) -> dict[str, Any]:
         return {"kind": "simulated", "ready": True}
 

@@ -4,13 +4,16 @@ depths.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
+from typing import TypeVar
 
 from memory.policy import Limits
-from memory.records import Node, Summary
+from memory.records import Node, Span, Summary
 from memory.transcript import turn_starts
+
+S = TypeVar("S", Span, Summary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Merge:
 Step = Summarize | Merge
 
 
-def cover(summaries: Sequence[Summary], digests: Sequence[bytes]) -> tuple[Summary, ...]:
+def cover(summaries: Iterable[S], digests: Sequence[bytes]) -> tuple[S, ...]:
     """The summaries that stand for the beginning of this history, end to end from its first
     message.
 
@@ -38,19 +41,27 @@ def cover(summaries: Sequence[Summary], digests: Sequence[bytes]) -> tuple[Summa
     chain digest there vouches for all before it. Of several that begin at one depth the one that
     reaches farthest is taken, then the newest.
     """
-    best: dict[int, Summary] = {}
+    beginning: dict[int, list[S]] = {}
     for s in summaries:
-        if s.last_depth >= len(digests) or digests[s.last_depth] != s.last_digest:
-            continue
-        held = best.get(s.first_depth)
-        if held is None or (s.last_depth, s.id) > (held.last_depth, held.id):
-            best[s.first_depth] = s
-    chosen: list[Summary] = []
+        beginning.setdefault(s.first_depth, []).append(s)
+    return cover_from(lambda depth: beginning.get(depth, ()), digests)
+
+
+def cover_from(
+    beginning_at: Callable[[int], Iterable[S]], digests: Sequence[bytes]
+) -> tuple[S, ...]:
+    """cover() for whoever can look up the summaries that begin at a depth: only those at the ends
+    of the chosen ones are asked for, however many there are."""
+    chosen: list[S] = []
     depth = 0
-    while depth in best:
-        chosen.append(best[depth])
+    while holding := [s for s in beginning_at(depth) if _holds(s, digests)]:
+        chosen.append(max(holding, key=lambda s: (s.last_depth, s.id)))
         depth = chosen[-1].last_depth + 1
     return tuple(chosen)
+
+
+def _holds(s: Span | Summary, digests: Sequence[bytes]) -> bool:
+    return s.last_depth < len(digests) and digests[s.last_depth] == s.last_digest
 
 
 def covered(blocks: Sequence[Summary]) -> int:

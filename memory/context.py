@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from math import ceil
 
 from memory.records import Node, Summary
 from memory.system import note_text
@@ -17,6 +18,9 @@ LEFT_OUT = "\n\n[{n} earlier messages are left out here.]"
 CUT = "\n[...]\n"
 NO_USER = "(The conversation goes on.)"
 """Stands before an answer whose question is gone: templates want the user to speak first."""
+
+MARKUP_SHARE = 4
+"""At most one token in so many may be markup when texts must be cut."""
 
 NOTE_TOKENS = 16
 """Room for LEFT_OUT: it has 11 to 13 tokens in the vocabularies of SmolLM2, Qwen2.5 and cl100k."""
@@ -106,86 +110,138 @@ def assemble(
     room: Room,
     tokenizer: str,
     may_drop: bool = True,
+    hidden: Sequence[Node] = (),
 ) -> Context:
     """The messages to send: the system prompt with the summaries behind it, then the verbatim
     nodes.
 
-        system | S1 | S2 | (left out) | turn turn turn ... newest
+        system | S1 | S2 | (left out) | (told) | turn turn turn ... newest
 
     What does not fit goes by rule, in this order: the oldest verbatim turns, in steps; the oldest
     summaries; the middle of the longest texts. The newest turn always stays. With `may_drop` false
-    DoesNotFit is raised instead.
+    DoesNotFit is raised instead. The last note (memory.system) among what was left out and among
+    `hidden`, messages that only the blocks stand for, is told again behind the summaries where no
+    message that is sent carries one.
     """
-    fitting = _fitting(system, tuple(blocks), tuple(nodes), room, may_drop=may_drop)
-    return _context(*fitting, tokenizer=tokenizer, asked=len(nodes))
+    draft = _Draft(system, tuple(blocks), tuple(nodes), tuple(hidden))
+    return _context(_fitting(draft, room, may_drop=may_drop), tokenizer=tokenizer)
 
 
 def fits(*, system: System, blocks: Sequence[Summary], nodes: Sequence[Node], room: Room) -> bool:
     """Whether all of it can be sent as it is."""
-    return _cost(system, blocks, nodes, room) <= room.prompt_tokens
+    return _Draft(system, tuple(blocks), tuple(nodes), ()).fits(room)
 
 
-def _fitting(
-    system: System,
-    blocks: tuple[Summary, ...],
-    nodes: tuple[Node, ...],
-    room: Room,
-    *,
-    may_drop: bool,
-) -> tuple[System, tuple[Summary, ...], tuple[Node, ...]]:
-    if fits(system=system, blocks=blocks, nodes=nodes, room=room):
-        return system, blocks, nodes
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A context in the making. `gone` are the messages before `nodes` that are not sent, of which
+    `dropped` were left out by rule.
+    """
+
+    system: System
+    blocks: tuple[Summary, ...]
+    nodes: tuple[Node, ...]
+    gone: tuple[Node, ...]
+    dropped: int = 0
+
+    @property
+    def told(self) -> System:
+        """The note that no message carries any more: stands behind the summaries."""
+        if any(n.note for n in self.nodes):
+            return System("", 0)
+        last = next((n for n in reversed(self.gone) if n.note), None)
+        return System("\n\n" + last.note, _note_tokens(last)) if last else System("", 0)
+
+    @property
+    def head_tokens(self) -> int:
+        summaries = sum(b.n_tokens for b in self.blocks)
+        return self.system.n_tokens + summaries + self.told.n_tokens
+
+    def cost(self, room: Room) -> int:
+        head = self.system.text or self.blocks or self.told.text
+        markup = room.base_tokens + NOTE_TOKENS + (room.message_tokens if head else 0)
+        verbatim = sum(n.n_tokens + room.message_tokens for n in self.nodes)
+        return markup + self.head_tokens + verbatim
+
+    def fits(self, room: Room) -> bool:
+        return self.cost(room) <= room.prompt_tokens
+
+    def without(self, n_nodes: int) -> _Draft:
+        """The same without its first messages."""
+        gone, nodes = (*self.gone, *self.nodes[:n_nodes]), self.nodes[n_nodes:]
+        return replace(self, nodes=nodes, gone=gone, dropped=self.dropped + n_nodes)
+
+
+def _note_tokens(node: Node) -> int:
+    """How many of the node's tokens are its note's, by characters: both were counted as one."""
+    note = len(note_text(node.note))
+    return ceil(node.n_tokens * note / (note + len(node.text))) if note else 0
+
+
+def _fitting(draft: _Draft, room: Room, *, may_drop: bool) -> _Draft:
+    if draft.fits(room):
+        return draft
     if not may_drop:
         raise DoesNotFit("The conversation is longer than the model's window.")
-    nodes = _drop_turns(system, blocks, nodes, room)
-    while blocks and not fits(system=system, blocks=blocks, nodes=nodes, room=room):
-        blocks = blocks[1:]
-    if fits(system=system, blocks=blocks, nodes=nodes, room=room):
-        return system, blocks, nodes
-    return _cut_texts(system, nodes, room)
+    draft = draft.without(_turns_to_drop(draft, room))
+    while draft.blocks and not draft.fits(room):
+        draft = replace(draft, blocks=draft.blocks[1:])
+    return draft if draft.fits(room) else _cut_texts(draft, room)
 
 
-def _cost(system: System, blocks: Sequence[Summary], nodes: Sequence[Node], room: Room) -> int:
-    summaries = sum(b.n_tokens for b in blocks)
-    head = system.n_tokens + summaries + room.message_tokens if system.text or blocks else 0
-    verbatim = sum(n.n_tokens + room.message_tokens for n in nodes)
-    return room.base_tokens + NOTE_TOKENS + head + verbatim
-
-
-def _drop_turns(
-    system: System, blocks: tuple[Summary, ...], nodes: tuple[Node, ...], room: Room
-) -> tuple[Node, ...]:
-    """Whole turns, counted in steps from the first node: the cut stays where it is for many
+def _turns_to_drop(draft: _Draft, room: Room) -> int:
+    """Messages of whole turns, counted in steps from the first: the cut stays where it is for many
     turns.
+
+    A step is at most half of what the turns may have, so that a long system prompt does not leave
+    the newest turn alone.
     """
-    starts = turn_starts([n.role for n in nodes])
-    offsets = [0, *accumulate(n.n_tokens + room.message_tokens for n in nodes)]
-    excess = _cost(system, blocks, nodes, room) - room.prompt_tokens
-    steps = -(-excess // room.step_tokens)
-    for start in starts[1:]:
-        if offsets[start] >= steps * room.step_tokens:
-            return nodes[start:]
-    return nodes[starts[-1] :] if starts else nodes
+    starts = turn_starts([n.role for n in draft.nodes])
+    offsets = [0, *accumulate(n.n_tokens + room.message_tokens for n in draft.nodes)]
+    # The longest note may have to be told again. Counted in any case: else the cut could go back.
+    fixed = draft.cost(room) - offsets[-1] + max(map(_note_tokens, draft.nodes), default=0)
+    excess = fixed + offsets[-1] - room.prompt_tokens
+    step = min(room.step_tokens, max(1, (room.prompt_tokens - fixed) // 2))
+    least = -(-excess // step) * step
+    fitting = (start for start in starts[1:] if offsets[start] >= least)
+    return next(fitting, starts[-1] if starts else 0)
 
 
-def _cut_texts(
-    system: System, nodes: tuple[Node, ...], room: Room
-) -> tuple[System, tuple[Summary, ...], tuple[Node, ...]]:
+def _cut_texts(draft: _Draft, room: Room) -> _Draft:
     """Takes the middle out of the longest texts until the rest fits: the newest turn alone is too
-    long.
+    long. Of a turn of very many messages the oldest go first: their markup alone would fill it.
     """
-    markup = room.base_tokens + NOTE_TOKENS + room.message_tokens * (len(nodes) + 1)
+    markup = MARKUP_SHARE * room.message_tokens * len(draft.nodes)
+    if markup > room.prompt_tokens:
+        most_messages = max(1, room.prompt_tokens // (MARKUP_SHARE * room.message_tokens))
+        draft = draft.without(len(draft.nodes) - most_messages)
+    markup = room.base_tokens + NOTE_TOKENS + room.message_tokens * (len(draft.nodes) + 1)
     share = max(1, room.prompt_tokens - markup)
-    lengths = [system.n_tokens, *(n.n_tokens for n in nodes)]
-    most = _level(lengths, share)
-    cut_system = System(cut_text(system.text, system.n_tokens, most), min(system.n_tokens, most))
-    cut_nodes = tuple(
-        n
-        if n.n_tokens <= most
-        else replace(n, text=cut_text(n.text, n.n_tokens, most), n_tokens=most, token_ids=None)
-        for n in nodes
+    system = System(draft.system.text + draft.told.text, draft.head_tokens)
+    most = _level([system.n_tokens, *(n.n_tokens for n in draft.nodes)], share)
+    text = cut_text(system.text, system.n_tokens, most)
+    return replace(
+        draft,
+        system=System(text, min(system.n_tokens, most)),
+        nodes=tuple(_cut_node(n, most) for n in draft.nodes),
+        gone=(),
     )
-    return cut_system, (), cut_nodes
+
+
+def _cut_node(node: Node, most: int) -> Node:
+    """The longer one of the note and the text gives first."""
+    if node.n_tokens <= most:
+        return node
+    note = _note_tokens(node)
+    text = node.n_tokens - note
+    level = _level([note, text], most)
+    return replace(
+        node,
+        text=cut_text(node.text, text, level),
+        note=cut_text(node.note, note, level),
+        n_tokens=most,
+        token_ids=None,
+    )
 
 
 def _level(lengths: Sequence[int], total: int) -> int:
@@ -213,20 +269,15 @@ def cut_text(text: str, n_tokens: int, max_tokens: int) -> str:
     return text[:head] + CUT + text[len(text) - (keep - head) :]
 
 
-def _context(
-    system: System,
-    blocks: Sequence[Summary],
-    nodes: Sequence[Node],
-    *,
-    tokenizer: str,
-    asked: int,
-) -> Context:
-    dropped = asked - len(nodes)
-    parts = [system.text] if system.text else []
-    parts += [block_text(b.text) for b in blocks]
-    if dropped:
-        parts.append(LEFT_OUT.format(n=dropped))
+def _context(draft: _Draft, *, tokenizer: str) -> Context:
+    nodes, told = draft.nodes, draft.told.text
+    parts = [draft.system.text] if draft.system.text else []
+    parts += [block_text(b.text) for b in draft.blocks]
+    if draft.dropped:
+        parts.append(LEFT_OUT.format(n=draft.dropped))
+    parts += [told] if told else []
     head = [ContextMessage(SYSTEM, tuple(parts))] if parts else []
+    summary_tokens = sum(b.n_tokens for b in draft.blocks)
     return Context(
         messages=(*head, *_alternate(nodes, tokenizer)),
         tokenizer=tokenizer,
@@ -234,10 +285,10 @@ def _context(
         shape=Shape(
             verbatim_turns=len(turn_starts([n.role for n in nodes])),
             verbatim_tokens=sum(n.n_tokens for n in nodes),
-            summaries=len(blocks),
-            summary_tokens=sum(b.n_tokens for b in blocks),
-            system_tokens=system.n_tokens,
-            dropped_messages=dropped,
+            summaries=len(draft.blocks),
+            summary_tokens=summary_tokens,
+            system_tokens=draft.head_tokens - summary_tokens,
+            dropped_messages=draft.dropped,
         ),
     )
 

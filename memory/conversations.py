@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
-from memory.compaction import cover, covered
+from memory.compaction import covered
 from memory.context import Context, Room, System, assemble, fits
 from memory.overlap import attach
 from memory.policy import Limits, Policy
@@ -26,17 +27,15 @@ ANSWER_TOKENS_LEAST = 16
 class History:
     """A path in a conversation's tree, from the root to its newest message.
 
-    `digests` holds the whole chain; `summaries` all that were ever written for the conversation,
-    `active` and `written` those that cover this path from its first message: in use, and in use or
-    waiting to be warm. `nodes` are the messages behind the active ones; of them the first
-    `n_stored` are in the store.
+    `digests` holds the whole chain; `active` and `written` the summaries that cover this path from
+    its first message: in use, and in use or waiting to be warm. `nodes` are the messages behind the
+    active ones; of them the first `n_stored` are in the store.
     """
 
     owner: str
     conversation: str
     system: System
     digests: tuple[bytes, ...]
-    summaries: tuple[Summary, ...]
     active: tuple[Summary, ...]
     written: tuple[Summary, ...]
     nodes: tuple[Node, ...]
@@ -159,7 +158,6 @@ async def without_store(
         conversation=conversation_id(owner, digests[0] if digests else ROOT),
         system=System(system, texts[0]),
         digests=digests,
-        summaries=(),
         active=(),
         written=(),
         nodes=_with_counts(nodes, texts[1:], counter.tokenizer),
@@ -179,43 +177,45 @@ async def _history(
     new: tuple[Node, ...],
     split: bool,
 ) -> History:
-    summaries = tuple(await store.summaries(owner, conversation)) if known else ()
-    active = cover([s for s in summaries if s.activated_at is not None], digests)
+    active, written = await store.covering(owner, conversation, digests) if known else ((), ())
     stored = tuple(await store.nodes(owner, digests[covered(active) : known]))
     front = system
     if split and (stored or new):
-        front, new = await _split(store, owner, digests[:known], system, stored, new)
+        past = stored or tuple(await store.nodes(owner, digests[:known][-2:]))
+        front, stored, new = _split(system, past, stored, new)
     nodes, n_system = await _counted(counter, (*stored, *new), front)
     return History(
         owner=owner,
         conversation=conversation,
         system=System(front, n_system),
         digests=digests,
-        summaries=summaries,
         active=active,
-        written=_longer(cover(summaries, digests), active),
+        written=_longer(written, active),
         nodes=nodes,
         n_stored=len(stored),
     )
 
 
-async def _split(
-    store: Store,
-    owner: str,
-    known: tuple[bytes, ...],
-    system: str,
-    stored: tuple[Node, ...],
-    new: tuple[Node, ...],
-) -> tuple[str, tuple[Node, ...]]:
-    """What of the system prompt stands in front, and the new nodes with the rest before the newest
-    user message."""
-    past = stored or tuple(await store.nodes(owner, known[-2:]))
+def _split(
+    system: str, past: tuple[Node, ...], stored: tuple[Node, ...], new: tuple[Node, ...]
+) -> tuple[str, tuple[Node, ...], tuple[Node, ...]]:
+    """What of the system prompt stands in front, and the nodes with the rest before the newest
+    user message. Where that one is stored already, as when its answer is given anew, what is
+    stored with it stays as it is."""
     parts = split_system(system, past, visible=stored)
-    newest = max((i for i, n in enumerate(new) if n.role == USER), default=None)
+    if any(n.role == USER for n in new):
+        return parts.front, stored, _told(new, front=parts.front, note=parts.note)
+    # Counted anew with its other note.
+    again = {"note": parts.note, "tokenizer": ""} if parts.note else {}
+    return parts.front, _told(stored, **again), new
+
+
+def _told(nodes: tuple[Node, ...], **note: Any) -> tuple[Node, ...]:
+    """The same with another note before the newest user message."""
+    newest = max((i for i, n in enumerate(nodes) if n.role == USER), default=None)
     if newest is None:
-        return parts.front, new
-    told = replace(new[newest], front=parts.front, note=parts.note)
-    return parts.front, (*new[:newest], told, *new[newest + 1 :])
+        return nodes
+    return (*nodes[:newest], replace(nodes[newest], **note), *nodes[newest + 1 :])
 
 
 def _longer(written: tuple[Summary, ...], active: tuple[Summary, ...]) -> tuple[Summary, ...]:
@@ -293,6 +293,7 @@ def context_for(history: History, policy: Policy, room: Room, *, tokenizer: str)
         room=room,
         tokenizer=tokenizer,
         may_drop=policy.overflow == "drop",
+        hidden=history.nodes[: covered(blocks) - covered(history.active)],
     )
     return Assembled(context, tuple(b.id for b in blocks if b.activated_at is None))
 

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from memory import summarize
 from memory.compaction import Merge, Step, Summarize, next_step, weights
-from memory.context import Context, assemble, block_text
+from memory.context import NOTE_TOKENS, Context, assemble, block_text
 from memory.conversations import History, context_for, revisit, room_for
 from memory.policy import Limits, Policy
 from memory.ports import Budget, Completer, ModelGone, TokenCounter, Warmer
@@ -31,6 +31,8 @@ log = logging.getLogger("chatfold.keeper")
 
 STEPS_MOST = 64
 """Compaction steps for one conversation at a stretch: others get their turn after that."""
+QUESTION_SHARE = 16
+"""One part in so many of the window is left for the next question when a system prompt is long."""
 ATTEMPTS_MOST = 3
 RETRY_S = 2.0
 
@@ -149,7 +151,7 @@ class Keeper:
             await self._tend(job)
         except (ModelGone, StoreError) as exc:
             log.warning("background work for %s stopped: %s", job.conversation, exc)
-            await self._again(job)
+            await self._again(self._current or job)
         except Exception:
             # The worker outlives whatever one conversation does to it.
             log.exception("background work for %s failed", job.conversation)
@@ -167,14 +169,26 @@ class Keeper:
             if history.written != history.active:
                 await self._activate(job, history)
                 continue
-            step = self._next_step(history)
+            step = await self._next_step(history)
             if step is None:
                 await self._warm(job, history)
                 return
             await self._carry_out(job, history, step)
+        if job.key not in self._jobs:
+            self.wake(job)
+
+    def _is_backlog(self, history: History) -> bool:
+        """Whether more is uncovered than the window holds: a long history that came all at once, or
+        a chat that never paused.
+
+        Then the model is not asked and nothing is warmed between the steps: it would work for
+        minutes on contexts that no request can use yet.
+        """
+        return sum(n.n_tokens for n in history.nodes) > self._host().budget.window_tokens
 
     def _newest(self, job: Job) -> Job:
-        return self._jobs.pop(job.key, job)
+        self._current = self._jobs.pop(job.key, job)
+        return self._current
 
     async def _revisit(self, job: Job) -> History:
         return await revisit(
@@ -186,16 +200,26 @@ class Keeper:
             system=job.system,
         )
 
-    def _next_step(self, history: History) -> Step | None:
+    async def _next_step(self, history: History) -> Step | None:
         if not self._policy.compact:
             return None
+        known = await self._store.summaries(history.owner, history.conversation)
         return next_step(
             blocks=history.active,
-            weights=weights(history.active, history.summaries),
+            weights=weights(history.active, known),
             nodes=history.nodes,
             message_tokens=self._host().budget.message_tokens,
-            limits=self._limits,
+            limits=self._limits.within(self._verbatim_room(history)),
         )
+
+    def _verbatim_room(self, history: History) -> int:
+        """What the system prompt, the summaries and one more of them leave for verbatim turns."""
+        budget, limits = self._host().budget, self._limits
+        room = room_for(budget, limits, max_tokens=None)
+        head = history.system.n_tokens + sum(b.n_tokens for b in history.active)
+        markup = room.base_tokens + room.message_tokens + NOTE_TOKENS
+        spare = limits.summary_tokens + budget.window_tokens // QUESTION_SHARE
+        return room.prompt_tokens - head - markup - spare
 
     @property
     def _scribe(self) -> Scribe:
@@ -219,6 +243,15 @@ class Keeper:
     async def _activate(self, job: Job, history: History) -> None:
         """Warms the context with the new blocks, then uses them. Turns that came meanwhile are
         warmed with them first, so that the next request finds all of it."""
+        if not self._is_backlog(history):
+            await self._warm_written(job, history)
+            if job.key in self._jobs:
+                return
+        fresh = [b.id for b in history.written if b.activated_at is None]
+        await self._store.activate(job.owner, fresh)
+        self._observe("activated", conversation=job.conversation, summaries=fresh)
+
+    async def _warm_written(self, job: Job, history: History) -> None:
         room = room_for(self._host().budget, self._limits, max_tokens=None)
         context = assemble(
             system=history.system,
@@ -228,18 +261,14 @@ class Keeper:
             tokenizer=self._counter.tokenizer,
         )
         await self._evaluate(job, context)
-        if job.key in self._jobs:
-            return
-        fresh = [b.id for b in history.written if b.activated_at is None]
-        await self._store.activate(job.owner, fresh)
-        self._observe("activated", conversation=job.conversation, summaries=fresh)
 
     # -- writing summaries -----------------------------------------------------------------------
 
     async def _carry_out(self, job: Job, history: History, step: Step) -> None:
         started = self._clock()
         merged = history.active[step.index : step.index + 2] if isinstance(step, Merge) else ()
-        task = Task(await self._span(history, step), merged)
+        at_once = self._is_backlog(history)
+        task = Task(await self._span(history, step), merged, at_once=at_once)
         draft = await self._scribe.write(history, task)
         (n_tokens,) = await self._counter.count([block_text(draft.text)])
         summary = await self._store.add_summary(

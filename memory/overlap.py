@@ -53,8 +53,6 @@ class _Place:
     digest: bytes
     depth: int
     index: int
-    order: int
-    """0 is the newest of all places of this message."""
     others: int
 
 
@@ -71,16 +69,12 @@ async def attach(
     `hinted` is the conversation that the client's own id stood for before: it lowers the evidence
     that is needed and decides between equals, and never decides against the content.
     """
-    best: Attachment | None = None
-    for place in await _places(store, owner, messages):
-        found = await _follow(store, owner, messages, place)
-        if found is None or found.run <= known or not _enough(messages, found, place, hinted):
-            continue
-        if best is None or (found.run, found.conversation == hinted) > (
-            best.run,
-            best.conversation == hinted,
-        ):
-            best = found
+    best = None
+    for index in _anchors(messages):
+        best = await _best(store, owner, messages, index, known=known, hinted=hinted)
+        # A run that is longer would hold this anchor too.
+        if best:
+            break
     if best:
         log.info(
             "a window of %d messages continues conversation %s: %d messages match",
@@ -91,23 +85,47 @@ async def attach(
     return best
 
 
-async def _places(store: Store, owner: str, messages: Sequence[Message]) -> list[_Place]:
-    """Stored twins of the window's least common messages, newest first."""
+def _anchors(messages: Sequence[Message]) -> list[int]:
+    """Messages to look for, the least likely to stand elsewhere too first. One of the first two is
+    always among them: the longest may all be new, or stand in another chat as well."""
     reach = range(min(len(messages), ANCHOR_REACH))
-    anchors = sorted(reach, key=lambda i: -len(canonical(messages[i])))[:ANCHORS_MOST]
-    for index in anchors:
-        twins = await store.by_message_digest(
-            owner, message_digest(messages[index]), limit=CANDIDATES_MOST
-        )
-        # A twin less deep than the anchor cannot have the window's beginning before it.
-        places = [
-            _Place(conversation, node.digest, node.depth, index, order, len(twins) - 1)
-            for order, (conversation, node) in enumerate(twins)
-            if node.depth > index
-        ]
-        if places:
-            return places
-    return []
+    longest = sorted(reach, key=lambda i: -len(canonical(messages[i])))
+    first = [i for i in longest if i < RUN_LEAST][:1]
+    return list(dict.fromkeys([*longest[:ANCHORS_MOST], *first]))
+
+
+async def _best(
+    store: Store,
+    owner: str,
+    messages: Sequence[Message],
+    index: int,
+    *,
+    known: int,
+    hinted: str | None,
+) -> Attachment | None:
+    """The longest run that holds message `index`, then the hinted one, then the newest."""
+    best: Attachment | None = None
+    for place in await _places(store, owner, messages[index], index):
+        found = await _follow(store, owner, messages, place)
+        if found is None or found.run <= known or not _enough(messages, found, place, hinted):
+            continue
+        if best is None or (found.run, found.conversation == hinted) > (
+            best.run,
+            best.conversation == hinted,
+        ):
+            best = found
+    return best
+
+
+async def _places(store: Store, owner: str, message: Message, index: int) -> list[_Place]:
+    """Stored twins of one message of the window, newest first."""
+    twins = await store.by_message_digest(owner, message_digest(message), limit=CANDIDATES_MOST)
+    # A twin less deep than the anchor cannot have the window's beginning before it.
+    return [
+        _Place(conversation, node.digest, node.depth, index, len(twins) - 1)
+        for conversation, node in twins
+        if node.depth > index
+    ]
 
 
 async def _follow(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 SHARE_OR_TOKENS = "a share of the window up to 1.0, or a number of tokens above"
+
+SUMMARY_SHARE = 0.4
+"""Most of the budget of all summaries that one of them may have."""
+SUMMARY_TOKENS_LEAST = 24
+"""A summary of fewer tokens says nothing."""
 
 
 def _knob(default: Any, doc: str, *choices: str) -> Any:
@@ -47,15 +52,17 @@ class Policy:
     )
     summary: float = _knob(
         0.04,
-        "Length of one summary (share or tokens). Longer keeps more facts and takes longer to "
-        "write.",
+        "Length of one summary (share or tokens), at most 0.4 of the budget. Longer keeps more "
+        "facts and takes longer to write.",
     )
     answer: float = _knob(
         0.2,
         "Room kept free for the answer when a prompt must be cut (share or tokens); a request "
         "that asks for less gets less.",
     )
-    verbatim_turns: int = _knob(2, "This many newest turns are never summarised (turns).")
+    verbatim_turns: int = _knob(
+        2, "This many newest turns are never summarised (turns, at least 1)."
+    )
     idle_s: float = _knob(
         0.0,
         "Quiet time after an answer before a compaction begins (seconds). User requests interrupt "
@@ -115,7 +122,7 @@ class Policy:
     @property
     def digest(self) -> str:
         """Names everything that shapes a summary's text; the same digest means the same policy."""
-        text = repr(dataclasses.astuple(dataclasses.replace(self, name="")))
+        text = repr(dataclasses.astuple(replace(self, name="")))
         return blake2b(text.encode(), digest_size=8).hexdigest()
 
     def limits(self, window_tokens: int) -> Limits:
@@ -123,12 +130,16 @@ class Policy:
             return max(1, round(value * window_tokens) if value <= 1 else round(value))
 
         high = min(tokens(self.high), window_tokens)
+        summaries = tokens(self.summaries)
+        # With the list of exact facts (memory.summarize) a block has a quarter more, and two must
+        # fit the budget, or each would be merged with the next.
+        longest = max(SUMMARY_TOKENS_LEAST, int(summaries * SUMMARY_SHARE))
         return Limits(
             high_tokens=high,
             low_tokens=min(tokens(self.low), high - 1),
             block_tokens=tokens(self.block),
-            summaries_tokens=tokens(self.summaries),
-            summary_tokens=max(24, tokens(self.summary)),
+            summaries_tokens=summaries,
+            summary_tokens=min(longest, max(SUMMARY_TOKENS_LEAST, tokens(self.summary))),
             answer_tokens=min(tokens(self.answer), window_tokens // 2),
             verbatim_turns=max(1, self.verbatim_turns),
         )
@@ -150,6 +161,12 @@ class Limits:
     def step_tokens(self) -> int:
         """How far a cut moves at once, so that it moves seldom."""
         return max(1, self.high_tokens - self.low_tokens)
+
+    def within(self, room_tokens: int) -> Limits:
+        """The same with marks that suit so much room for verbatim turns: a long system prompt takes
+        its own from them, and turns that are neither sent nor summarised would be lost."""
+        high = min(self.high_tokens, max(2, room_tokens))
+        return replace(self, high_tokens=high, low_tokens=min(self.low_tokens, high // 2))
 
 
 def load_policy(name_or_path: str, search: Path | None = None) -> Policy:

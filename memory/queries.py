@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
 from memory import search
-from memory.records import Node, Summary
+from memory.compaction import cover_from
+from memory.records import Node, Span, Summary
 from memory.transcript import ROOT
 
 BATCH = 500
@@ -135,6 +137,47 @@ def summaries(conn: sqlite3.Connection, owner: str, conversation: str) -> list[S
         {"owner": owner, "conversation": conversation},
     )
     return [as_summary(row) for row in rows]
+
+
+def covering(
+    conn: sqlite3.Connection, owner: str, conversation: str, digests: Sequence[bytes]
+) -> tuple[tuple[Summary, ...], tuple[Summary, ...]]:
+    """(active, written): see Store.covering.
+
+    A long chat has thousands of summaries, one for every dozen messages and the merged ones, of
+    which a handful stands for it: only those that begin where another ends are looked at, by the
+    index, and only the chosen ones are read whole.
+    """
+
+    @cache
+    def beginning_at(depth: int) -> list[Span]:
+        rows = conn.execute(
+            f"SELECT {', '.join(Span._fields)} FROM summaries WHERE owner = {OWNER} "
+            "AND conversation = :conversation AND first_depth = :depth",
+            {"owner": owner, "conversation": conversation, "depth": depth},
+        )
+        return [Span(*row) for row in rows]
+
+    def active_at(depth: int) -> list[Span]:
+        return [s for s in beginning_at(depth) if s.activated_at is not None]
+
+    active, written = cover_from(active_at, digests), cover_from(beginning_at, digests)
+    found = _summaries_by_id(conn, owner, {s.id for s in (*active, *written)})
+    return tuple(found[s.id] for s in active), tuple(found[s.id] for s in written)
+
+
+def _summaries_by_id(
+    conn: sqlite3.Connection, owner: str, ids: Iterable[int]
+) -> dict[int, Summary]:
+    found = {}
+    for batch in batches(list(ids)):
+        rows = conn.execute(
+            f"SELECT {', '.join(SUMMARY_FIELDS)} FROM summaries "
+            f"WHERE owner = (SELECT id FROM owners WHERE key = ?) AND id IN ({marks(batch)})",
+            (owner, *batch),
+        )
+        found.update({s.id: s for s in map(as_summary, rows)})
+    return found
 
 
 def summary(conn: sqlite3.Connection, owner: str, id_: int) -> Summary:

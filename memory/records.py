@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 MODEL = "model"
 EXTRACTIVE = "extractive"
@@ -35,6 +36,16 @@ class Node:
     for messages that were never the newest."""
     note: str = ""
     """The rest of the system prompt, which stands right before this user message."""
+
+
+class Span(NamedTuple):
+    """Where a summary lies and whether it is in use: all that must be known to choose it."""
+
+    id: int
+    first_depth: int
+    last_depth: int
+    last_digest: bytes
+    activated_at: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from memory.conversations import History
 from memory.policy import Limits, Policy
 from memory.ports import Budget, Completer, TokenCounter
 from memory.records import EXTRACTIVE, MODEL, Node, Summary
+from memory.system import note_text
 from memory.transcript import USER, Message
 
 REPLY_FACTOR = 1.5
@@ -38,6 +39,8 @@ class Task:
 
     nodes: tuple[Node, ...]
     merged: tuple[Summary, ...] = ()
+    at_once: bool = False
+    """From sentences of the source, without asking the model."""
 
     @property
     def rank(self) -> int:
@@ -81,7 +84,7 @@ class Scribe:
     async def write(self, history: History, task: Task) -> Draft:
         """Raises ModelGone; then nothing was written and the same task can be given again."""
         text, failed = "", tuple[str, ...]()
-        if self.policy.method == MODEL:
+        if self.policy.method == MODEL and not task.at_once:
             text, failed = await self._ask(history, task)
         made_by = MODEL if text and not failed else EXTRACTIVE
         # Reading a long span takes a second of pure computation: not on the event loop.
@@ -167,6 +170,6 @@ def _rate(nodes: Sequence[Node]) -> Callable[[str], int]:
     An estimate, for choosing sentences: a call to the tokenizer for each of them would be exact
     and slow. What is stored is counted exactly afterwards.
     """
-    characters = sum(len(n.text) for n in nodes)
+    characters = sum(len(note_text(n.note)) + len(n.text) for n in nodes)
     rate = sum(n.n_tokens for n in nodes) / characters if characters else 0.5
     return lambda text: ceil(len(text) * rate)

@@ -188,6 +188,13 @@ class Store:
         """In order of first_depth, then id."""
         return await self._read(lambda conn: queries.summaries(conn, owner, conversation))
 
+    async def covering(
+        self, owner: str, conversation: str, digests: Sequence[bytes]
+    ) -> tuple[tuple[Summary, ...], tuple[Summary, ...]]:
+        """(active, written): those of the conversation's summaries that stand for the beginning of
+        this history, in use, and in use or waiting to be warm (memory.compaction.cover)."""
+        return await self._read(lambda conn: queries.covering(conn, owner, conversation, digests))
+
     async def by_message_digest(
         self, owner: str, message_digest: bytes, *, limit: int = 50
     ) -> list[tuple[str, Node]]:

@@ -20,8 +20,9 @@ from memory.records import Node
 NOTE = "[{rest}]\n\n"
 """How the changed rest stands before the user's message."""
 
-_BOUNDARY = re.compile(r"\n+|(?<=[.!?。！？])\s*")
-"""Where a prompt may be cut: behind a line or a sentence, never inside one."""
+_END = re.compile(r"(?<=\S)\s*\n|(?<=[.!?])\s|(?<=[。！？])")
+"""Begins where a line or a sentence ends. A full stop ends one only before white space: 3.14,
+example.com."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,8 @@ def split_system(system: str, history: Sequence[Node], *, visible: Sequence[Node
     """
     front = next((n.front for n in reversed(history) if n.front is not None), None)
     if front is None or front == system:
-        # Nothing changed, or it never changed yet: but a note that is now wrong must be outdone.
         return Split(system, "")
-    if not system.startswith(front):
+    if not (system.startswith(front) and len(front.rstrip()) in _ends(system, len(front))):
         front = common_lead(front, system)
     rest = system[len(front) :].strip()
     told = next((n.note for n in reversed(visible) if n.note), "")
@@ -50,12 +50,16 @@ def split_system(system: str, history: Sequence[Node], *, visible: Sequence[Node
 
 
 def common_lead(a: str, b: str) -> str:
-    """The longest common beginning of both that ends where a line or a sentence ends."""
+    """The longest common beginning of both that ends where a line or a sentence does, without the
+    white space behind it."""
     n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    if n == len(a) or n == len(b):
-        return a[:n]
-    ends = [m.end() for m in _BOUNDARY.finditer(a) if 0 < m.end() <= n]
-    return a[: max(ends, default=0)]
+    return a if a == b else a[: max(_ends(a, n) & _ends(b, n))]
+
+
+def _ends(text: str, most: int) -> set[int]:
+    """Where lines and sentences end in it, up to index `most`. Linear in the text's length."""
+    ends = {m.start() for m in _END.finditer(text)} | {0, len(text.rstrip())}
+    return {end for end in ends if end <= most}
 
 
 def note_text(note: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import msgspec
+
 USER = "user"
 ASSISTANT = "assistant"
 
@@ -16,8 +18,9 @@ ROOT = bytes(DIGEST_BYTES)
 """The digest before the first message: the parent of every conversation's root."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+# Not a frozen dataclass: with every request thousands of these are made, and a dataclass sets each
+# field by a call, which takes eight times as long. Without gc: two texts cannot make a cycle.
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One message of the chain. `role` is USER or ASSISTANT; the system prompt is not part of
     it.
     """
@@ -85,8 +88,8 @@ def turn_starts(roles: Sequence[str]) -> tuple[int, ...]:
 
 
 def _hash(parent: bytes, message: Message) -> bytes:
-    # The role goes in as one tag byte, so that no text can imitate another role's message.
-    h = blake2b(parent, digest_size=DIGEST_BYTES)
-    h.update(b"u" if message.role == USER else b"a")
-    h.update(canonical(message).encode("utf-8", "surrogatepass"))
-    return h.digest()
+    # The role goes in as one tag byte, so that no text can imitate another role's message. Joined
+    # first and hashed at once: one call a message instead of three, where thousands are chained.
+    tag = b"u" if message.role == USER else b"a"
+    text = canonical(message).encode("utf-8", "surrogatepass")
+    return blake2b(parent + tag + text, digest_size=DIGEST_BYTES).digest()

@@ -25,6 +25,7 @@ from proxy import sse, wire
 from proxy.background import BackgroundModel, EngineTokens
 from proxy.chat import Chats, Plan
 from proxy.config import Config, model_file
+from proxy.counted import Counted
 from proxy.disconnect import EventStream, run_until_disconnect
 from proxy.doctor import DATABASE
 from proxy.engines.base import Delta, Engine, EngineError, Finished
@@ -56,7 +57,7 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(LastResort)],
+        middleware=[Middleware(Counted), Middleware(LastResort)],
         exception_handlers=exception_handlers(),
         lifespan=_lifespan,
     )
@@ -128,6 +129,11 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
         lambda: state.keeper.pending,
     )
     gauge("background_running", "Conversations the keeper works on.", lambda: state.keeper.running)
+    gauge(
+        "engine_preemptions",
+        "Times that a request gave way to one of a better class.",
+        lambda: state.engine.status().get("preemptions", 0),
+    )
     gauge("engine_ready", "1 when the model is loaded.", lambda: float(state.engine.ready()))
 
 
@@ -156,6 +162,8 @@ def _engine(config: Config) -> Engine:
         threads=engine.threads,
         gpu_layers=engine.gpu_layers,
         trace_path=os.environ.get("CHATFOLD_TRACE", ""),
+        snapshots=str(config.data / "snapshots"),
+        snapshot_bytes=engine.snapshot_bytes,
     )
     return EmbeddedEngine(
         EmbeddedSettings(load, start_s=engine.start_s, queue_limit=config.queue_limit)
@@ -181,7 +189,11 @@ async def chat_completions(request: Request) -> Response:
     if chat.stream:
         ping_s = request.app.state.config.timeouts.ping_s
         return EventStream(_frames(chats, plan, reply), ping_s=ping_s, headers=headers)
-    body = await run_until_disconnect(request.receive, _complete(chats, plan, reply))
+    try:
+        body = await run_until_disconnect(request.receive, _complete(chats, plan, reply))
+    except EngineError as exc:
+        chats.count_failure(exc)
+        raise
     return _json(body, headers=headers)
 
 
@@ -238,7 +250,8 @@ async def _frames(chats: Chats, plan: Plan, reply: Reply) -> AsyncGenerator[byte
                     if reply.include_usage:
                         yield sse.data(reply.usage_chunk(_usage(event)))
                     yield sse.DONE
-    except EngineError as exc:
+    except (EngineError, ApiError) as exc:
+        chats.count_failure(exc)
         yield sse.error(as_api_error(exc).body())
 
 
@@ -323,12 +336,16 @@ async def forget(request: Request) -> Response:
     deleted = await request.app.state.store.forget_conversation(owner, conversation)
     if not deleted:
         raise ApiError(404, f"There is no conversation {conversation!r}.", code="not_found")
+    await request.app.state.engine.forget(owner)
     return _json({"deleted_messages": deleted})
 
 
 async def forget_all(request: Request) -> Response:
     """Deletes everything that this owner ever said here."""
-    return _json({"deleted_messages": await request.app.state.store.forget_owner(_owner(request))})
+    owner = _owner(request)
+    deleted = await request.app.state.store.forget_owner(owner)
+    await request.app.state.engine.forget(owner)
+    return _json({"deleted_messages": deleted})
 
 
 def _owner(request: Request) -> str:

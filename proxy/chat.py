@@ -126,6 +126,9 @@ class Chats:
         assert finished is not None, "an engine ends with Finished or raises"
         yield finished
 
+    def count_failure(self, exc: Exception) -> None:
+        self._metrics.error(type(exc).__name__)
+
     # -- before ----------------------------------------------------------------------------------
 
     async def _recognise(

@@ -77,6 +77,12 @@ class EngineConfig:
         0, "Size of the KV cache in tokens, shared by all sequences; 0 means 2 x n_ctx.", low=0
     )
     start_s: float = _key(120.0, "Longest time in seconds for the model to load.", low=0.1)
+    snapshot_bytes: int = _key(
+        2**30,
+        "Disk space in bytes for the KV cache of chats that are not in memory: they come back "
+        "without being evaluated again, also after a restart. 0 keeps none.",
+        low=0,
+    )
     gpu_layers: int = _key(0, "Layers of the model to put on the GPU; -1 puts all.", low=-1)
 
 

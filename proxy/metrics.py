@@ -51,9 +51,6 @@ class Metrics:
         self._generated = self._counter("tokens_generated", "Tokens generated.", "work")
         self._summaries = self._counter("summaries", "Summaries made.", "made_by")
         self._errors = self._counter("errors", "Failures, by the name of their class.", "kind")
-        self._preemptions = self._counter(
-            "preemptions", "Times that background work gave way to a user's request."
-        )
         self._degraded = self._counter(
             "memory_degraded", "Requests answered while memory could not be read or written."
         )
@@ -79,9 +76,6 @@ class Metrics:
 
     def error(self, kind: str) -> None:
         self._errors.labels(kind).inc()
-
-    def preemption(self) -> None:
-        self._preemptions.inc()
 
     def memory_degraded(self) -> None:
         self._degraded.inc()

@@ -182,6 +182,12 @@ class Engine(Protocol):
         """
         ...
 
+    async def forget(self, owner: str) -> None:
+        """Nothing of this owner's prompts stays in the engine, in memory or on disk. Returns before
+        it is done; what a running request needs goes when it ends.
+        """
+        ...
+
     def status(self) -> dict[str, Any]:
         """Facts for /api/status: plain JSON values."""
         ...

@@ -169,6 +169,9 @@ class RemoteEngine:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([task])
 
+    async def forget(self, owner: str) -> None:
+        """Nothing: the server's own cache is out of reach, and this side keeps none."""
+
     def status(self) -> dict[str, Any]:
         info, classes = self.info, [p.name.lower() for p in Priority]
         return {

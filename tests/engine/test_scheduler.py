@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from proxy.engines.embedded.scheduler import (
     Request,
     Scheduler,
 )
+from proxy.engines.embedded.snapshots import Snapshots
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +166,7 @@ class Rig:
     prompts: dict[int, list[int]] = field(default_factory=dict)
     prompt_tokens_evaluated: Counter[int] = field(default_factory=Counter)
     gate_open: bool = True
+    snapshots: Snapshots | None = None
 
     def __post_init__(self) -> None:
         for sequence in range(SEQUENCES):
@@ -178,6 +181,7 @@ class Rig:
             emit=self.sent.append,
             trace=self,
             gate=lambda priority, requests: self.gate_open,
+            snapshots=self.snapshots,
             clock=self.now,
         )
 
@@ -945,3 +949,93 @@ def test_the_representation_shows_who_runs_and_what_is_held(rig: Rig) -> None:
     assert "running=1 waiting=0" in repr(rig.scheduler)
     assert len(CLASSES) == len(rig.scheduler.stats().running)
     rig.finish()
+
+
+# -- snapshots -----------------------------------------------------------------------------------
+
+
+def shelf(folder: Path, *, fingerprint: str = "this build") -> Snapshots:
+    return Snapshots(folder, fingerprint=fingerprint, budget_bytes=1 << 30)
+
+
+def test_an_evicted_chat_comes_back_from_disk_and_goes_on_as_if_it_had_stayed(
+    llama: Llama, oracle: Oracle, tmp_path: Path
+) -> None:
+    rig = Rig(llama, cells=512, snapshots=shelf(tmp_path))
+    chat = prompt_of(llama, 200, seed=80)
+    rig.run(chat, 4)
+    rig.run(prompt_of(llama, 400, seed=81), 2)
+    turn = [*chat, *prompt_of(llama, 9, seed=82)]
+    id_ = rig.run(turn, 6)
+    assert rig.prompt_tokens_evaluated[id_] == 9
+    assert rig.ended(id_).cached_tokens == 200
+    assert oracle.agrees(turn, rig.answer(id_), 6)
+
+
+def test_after_a_restart_the_next_turn_evaluates_its_new_tokens_only(
+    llama: Llama, oracle: Oracle, tmp_path: Path
+) -> None:
+    before = Rig(llama, snapshots=shelf(tmp_path))
+    chat = prompt_of(llama, 180, seed=83)
+    chat += before.answer(before.run(chat, 5))
+    while before.scheduler.save_one():
+        pass
+    after = Rig(llama, snapshots=shelf(tmp_path))
+    turn = [*chat, *prompt_of(llama, 7, seed=84)]
+    id_ = after.run(turn, 6)
+    # The last token of an answer that ended by its length was never evaluated.
+    assert after.prompt_tokens_evaluated[id_] == 7 + 1
+    assert after.scheduler.restored_tokens == len(chat) - 1
+    # The cold run evaluates the answer's tokens in one batch, not one by one: a near tie may fall
+    # the other way, and anything more fails in there.
+    oracle.agrees(turn, after.answer(id_), 6)
+
+
+def test_a_regenerated_answer_is_restored_up_to_where_it_parts(
+    llama: Llama, oracle: Oracle, tmp_path: Path
+) -> None:
+    before = Rig(llama, snapshots=shelf(tmp_path))
+    chat = prompt_of(llama, 180, seed=85)
+    before.run(chat, 5)
+    while before.scheduler.save_one():
+        pass
+    after = Rig(llama, snapshots=shelf(tmp_path))
+    id_ = after.run(chat, 5)
+    assert after.prompt_tokens_evaluated[id_] == 1
+    assert oracle.agrees(chat, after.answer(id_), 5)
+
+
+def test_what_is_on_disk_already_is_not_written_again(llama: Llama, tmp_path: Path) -> None:
+    rig = Rig(llama, snapshots=shelf(tmp_path))
+    rig.run(prompt_of(llama, 150, seed=86), 2)
+    assert rig.scheduler.save_one()
+    assert not rig.scheduler.save_one()
+
+
+def test_no_owner_gets_anothers_snapshot_and_forgetting_removes_it(
+    llama: Llama, tmp_path: Path
+) -> None:
+    rig = Rig(llama, snapshots=shelf(tmp_path))
+    prompt = prompt_of(llama, 150, seed=87)
+    rig.run(prompt, 2, owner="a")
+    while rig.scheduler.save_one():
+        pass
+    other = Rig(llama, snapshots=shelf(tmp_path))
+    id_ = other.run(prompt, 2, owner="b")
+    assert other.prompt_tokens_evaluated[id_] == len(prompt)
+    other.scheduler.forget("a")
+    again = other.run(prompt, 2, owner="a")
+    assert other.prompt_tokens_evaluated[again] == len(prompt)
+    assert not shelf(tmp_path).match("a", prompt)[0]
+
+
+def test_a_state_that_llama_cpp_refuses_is_thrown_away_and_the_prompt_evaluated(
+    llama: Llama, oracle: Oracle, tmp_path: Path
+) -> None:
+    prompt = prompt_of(llama, 150, seed=88)
+    shelf(tmp_path).save("a", prompt, b"not a state of this or any other model")
+    rig = Rig(llama, snapshots=shelf(tmp_path))
+    id_ = rig.run(prompt, 4)
+    assert rig.prompt_tokens_evaluated[id_] == len(prompt)
+    assert oracle.agrees(prompt, rig.answer(id_), 4)
+    assert len(shelf(tmp_path)) == 0

@@ -19,7 +19,6 @@ def test_everything_counted_is_rendered() -> None:
     metrics.tokens(BACKGROUND, prompt=10, cached=0, generated=1)
     metrics.summary("model")
     metrics.error("QueueFull")
-    metrics.preemption()
     metrics.memory_degraded()
     metrics.first_token(0.2)
     metrics.queued(0.1)
@@ -31,7 +30,6 @@ def test_everything_counted_is_rendered() -> None:
     assert found["chatfold_tokens_generated_total", "background"] == 1
     assert found["chatfold_summaries_total", "model"] == 1
     assert found["chatfold_errors_total", "QueueFull"] == 1
-    assert found["chatfold_preemptions_total",] == 1
     assert found["chatfold_memory_degraded_total",] == 1
     assert found["chatfold_first_token_seconds_count",] == 1
     assert found["chatfold_queue_seconds_sum",] == 0.1
@@ -40,5 +38,5 @@ def test_everything_counted_is_rendered() -> None:
 
 def test_two_of_them_share_nothing() -> None:
     first, second = Metrics(), Metrics()
-    first.preemption()
-    assert samples(second)["chatfold_preemptions_total",] == 0
+    first.memory_degraded()
+    assert samples(second)["chatfold_memory_degraded_total",] == 0

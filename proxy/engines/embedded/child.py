@@ -15,18 +15,24 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from proxy.engines.embedded import protocol
-from proxy.engines.embedded.llama import Llama, LoadError, Settings, fingerprint
+from proxy.engines.embedded.llama import Llama, LoadError, Settings, build, fingerprint
 from proxy.engines.embedded.prompt import Prompter
-from proxy.engines.embedded.protocol import Cancel, Command, Count, Load, Reply, Submit
+from proxy.engines.embedded.protocol import Cancel, Command, Count, Forget, Load, Reply, Submit
 from proxy.engines.embedded.scheduler import CLASSES, Request, Scheduler
+from proxy.engines.embedded.snapshots import Snapshots
 from proxy.engines.embedded.template import TemplateError
 from proxy.trace import Trace
 
 READ_BYTES = 1 << 16
 IDLE_WAIT_S = 60.0
+IDLE_SAVE_S = 30.0
+"""Quiet time after which sequences are written to disk: most chats have come to rest by then."""
+LAST_SAVE_S = 4.0
+"""How long the process may write snapshots once its parent has gone or told it to end."""
 
 
 class Outbox:
@@ -58,26 +64,33 @@ class EngineTrace:
         self._trace("batch", requests=ids, cls=cls, tokens=n_tokens)
 
 
+class End:
+    """The parent has gone, or wants the process to end."""
+
+
+Item = Request | Cancel | Forget | End
+
+
 class Inbox:
     """Commands on their way to the engine thread, and what that thread is doing meanwhile."""
 
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
-        self._items: deque[Request | Cancel] = deque()
+        self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._batch: tuple[int, frozenset[int]] | None = None
 
-    def put(self, item: Request | Cancel) -> None:
+    def put(self, item: Item) -> None:
         with self._changed:
             self._items.append(item)
             if self._must_interrupt(item):
                 self._llama.abort.set()
             self._changed.notify()
 
-    def take(self, *, wait: bool) -> list[Request | Cancel]:
+    def take(self, *, wait_s: float) -> list[Item]:
         with self._changed:
-            if wait and not self._items:
-                self._changed.wait(IDLE_WAIT_S)
+            if wait_s and not self._items:
+                self._changed.wait(wait_s)
             items = list(self._items)
             self._items.clear()
             return items
@@ -96,9 +109,11 @@ class Inbox:
         with self._changed:
             self._batch = None
 
-    def _must_interrupt(self, item: Request | Cancel) -> bool:
-        if self._batch is None:
+    def _must_interrupt(self, item: Item) -> bool:
+        if self._batch is None or isinstance(item, Forget):
             return False
+        if isinstance(item, End):
+            return True
         priority, requests = self._batch
         if isinstance(item, Cancel):
             return requests == {item.id}
@@ -125,7 +140,12 @@ def main() -> None:
     threading.Thread(target=reader.run, name="reader", daemon=True).start()
     trace = EngineTrace(Trace(load.trace_path))
     scheduler = Scheduler(
-        llama, n_sequences=load.sequences, emit=outbox.send, trace=trace, gate=inbox.enter
+        llama,
+        n_sequences=load.sequences,
+        emit=outbox.send,
+        trace=trace,
+        gate=inbox.enter,
+        snapshots=_snapshots(load),
     )
     try:
         _serve(scheduler, inbox)
@@ -135,16 +155,35 @@ def main() -> None:
 
 def _serve(scheduler: Scheduler, inbox: Inbox) -> NoReturn:
     check = bool(os.environ.get("CHATFOLD_CHECK_INTEGRITY"))
+    wait_s = IDLE_SAVE_S
     while True:
-        for item in inbox.take(wait=scheduler.idle):
-            if isinstance(item, Cancel):
-                scheduler.cancel(item.id)
-            else:
-                scheduler.add(item)
-        scheduler.step()
-        inbox.leave()
+        items = inbox.take(wait_s=wait_s if scheduler.idle else 0)
+        for item in items:
+            _handle(scheduler, item)
+        if items or not scheduler.idle:
+            scheduler.step()
+            inbox.leave()
+            wait_s = IDLE_SAVE_S
+        else:
+            # One at a time, so that who comes meanwhile does not wait for all of them.
+            wait_s = 0.001 if scheduler.save_one() else IDLE_WAIT_S
+            scheduler.report()
         if check:
             scheduler.check_integrity()
+
+
+def _handle(scheduler: Scheduler, item: Item) -> None:
+    match item:
+        case Request():
+            scheduler.add(item)
+        case Cancel(id=id_):
+            scheduler.cancel(id_)
+        case Forget(owner=owner):
+            scheduler.forget(owner)
+        case End():
+            while scheduler.save_one():
+                pass
+            os._exit(0)
 
 
 class Reader:
@@ -174,13 +213,15 @@ class Reader:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
+        self._inbox.put(End())
+        time.sleep(LAST_SAVE_S)
         os._exit(0)
 
     def _handle(self, command: Command) -> None:
         match command:
             case Submit():
                 self._submit(command)
-            case Cancel():
+            case Cancel() | Forget():
                 self._inbox.put(command)
             case Count(id=id_, texts=texts):
                 counts = tuple(self._prompter.count(t) for t in texts)
@@ -217,6 +258,16 @@ class Reader:
                 window_tokens=self._llama.window_tokens,
             )
         )
+
+
+def _snapshots(load: Load) -> Snapshots | None:
+    if not load.snapshots or not load.snapshot_bytes:
+        return None
+    return Snapshots(
+        Path(load.snapshots),
+        fingerprint=f"{fingerprint(load.path)} {build()}",
+        budget_bytes=load.snapshot_bytes,
+    )
 
 
 def _own_stdio() -> tuple[Iterator[bytes], Outbox]:

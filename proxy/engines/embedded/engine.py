@@ -153,6 +153,9 @@ class EmbeddedEngine:
             if self._calls.pop(call.submit.id, None):
                 self._send(Cancel(id=call.submit.id))
 
+    async def forget(self, owner: str) -> None:
+        self._send(protocol.Forget(owner=owner))
+
     def status(self) -> dict[str, Any]:
         stats, info = self._stats, self.info
         classes = [p.name.lower() for p in base.Priority]
@@ -171,6 +174,9 @@ class EmbeddedEngine:
             "cells_used": stats.cells_used if stats else 0,
             "cells": stats.cells if stats else 0,
             "preemptions": stats.preemptions if stats else 0,
+            "snapshots": stats.snapshots if stats else 0,
+            "snapshot_bytes": stats.snapshot_bytes if stats else 0,
+            "restored_tokens": stats.restored_tokens if stats else 0,
         }
 
     # -- one request -----------------------------------------------------------------------------

@@ -174,6 +174,18 @@ class Llama:
     def end(self, sequence: int) -> int:
         return int(C.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
+    def save_state(self, sequence: int) -> bytes:
+        """The sequence's cells, as llama.cpp writes them."""
+        room = int(C.llama_state_seq_get_size(self._context, sequence))
+        buffer = (ctypes.c_uint8 * room)()
+        n = int(C.llama_state_seq_get_data(self._context, buffer, room, sequence))
+        return ctypes.string_at(buffer, n)
+
+    def load_state(self, sequence: int, state: bytes) -> bool:
+        """Fills an empty sequence; False if llama.cpp does not take it."""
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(C.llama_state_seq_set_data(self._context, buffer, len(state), sequence))
+
     # -- one batch -------------------------------------------------------------------------------
 
     def decode(self, entries: Sequence[tuple[int, int, Sequence[int], bool]]) -> int:
@@ -266,6 +278,11 @@ def _choosers(
     return [*chain, C.llama_sampler_init_temp(temperature), C.llama_sampler_init_dist(seed)]
 
 
+def build() -> str:
+    """Names the build whose states are alike: another one may lay them out otherwise."""
+    return f"llama-cpp-python-{C.__version__}"
+
+
 def fingerprint(path: str) -> str:
     """Names the model file by size, head and tail: a changed vocabulary or weights changes it."""
     digest = hashlib.blake2b(digest_size=12)
@@ -301,6 +318,9 @@ def _new_context(model: C.llama_model_p, settings: Settings, cells: int) -> C.ll
     params.kv_unified = True
     # A full-size cache for sliding-window layers: a prefix can be cut anywhere and stays exact.
     params.swa_full = True
+    if not settings.gpu_layers:
+        # On a CPU it is no faster, and its sums depend on how many cells are in use.
+        params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if settings.threads:
         params.n_threads = params.n_threads_batch = settings.threads
     context: C.llama_context_p | None = C.llama_init_from_model(model, params)

@@ -27,6 +27,9 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     threads: int
     gpu_layers: int
     trace_path: str = ""
+    snapshots: str = ""
+    """Folder for snapshots of sequences; "" keeps none."""
+    snapshot_bytes: int = 0
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -68,7 +71,13 @@ class Count(msgspec.Struct, frozen=True, tag=True):
     texts: tuple[str, ...]
 
 
-Command = Load | Submit | Cancel | Count
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """Everything of this owner leaves the KV cache and the disk."""
+
+    owner: str
+
+
+Command = Load | Submit | Cancel | Count | Forget
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -147,6 +156,9 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     cells_used: int
     cells: int
     preemptions: int
+    snapshots: int = 0
+    snapshot_bytes: int = 0
+    restored_tokens: int = 0
 
 
 Reply = Loaded | Fatal | Taken | Began | Text | Ended | Failed | Cancelled | Counted | Stats

@@ -36,6 +36,7 @@ from proxy.engines.embedded.protocol import (
 )
 from proxy.engines.embedded.sequences import Sequence as KVSequence
 from proxy.engines.embedded.sequences import SequenceCache
+from proxy.engines.embedded.snapshots import Snapshots
 from proxy.engines.embedded.text import TextStream
 
 CHAT, SIDE, BACKGROUND = 0, 1, 2
@@ -47,6 +48,10 @@ chat request breaks in."""
 
 SHARED_CHUNK = 128
 """Tokens of prefill a batch while others decode beside it: bounds how long they pause."""
+
+
+SNAPSHOT_TOKENS_LEAST = 128
+"""Shorter sequences are evaluated again sooner than they are read."""
 
 
 class Trace(Protocol):
@@ -116,10 +121,14 @@ class Scheduler:
         emit: Callable[[Reply], None],
         trace: Trace,
         gate: Gate,
+        snapshots: Snapshots | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._llama = llama
-        self._cache = SequenceCache(llama, n_sequences=n_sequences, n_cells=llama.cells)
+        self._cache = SequenceCache(
+            llama, n_sequences=n_sequences, n_cells=llama.cells, leaving=self._save
+        )
+        self._snapshots = snapshots
         self._n_sequences = n_sequences
         self._emit = emit
         self._trace = trace
@@ -128,6 +137,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.preemptions = 0
+        self.restored_tokens = 0
         self._reported: object = None
 
     def __repr__(self) -> str:
@@ -167,6 +177,9 @@ class Scheduler:
             cells_used=cache.cells_used,
             cells=cache.n_cells,
             preemptions=self.preemptions,
+            snapshots=len(self._snapshots) if self._snapshots is not None else 0,
+            snapshot_bytes=self._snapshots.n_bytes if self._snapshots is not None else 0,
+            restored_tokens=self.restored_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -227,6 +240,7 @@ class Scheduler:
         """A sequence with room behind it for the prompt, taken from worse classes if need be."""
         # A prompt's last token is evaluated again for its logits; warming wants none.
         wanted = [*request.tokens, 0] if request.warms else request.tokens
+        self._restore(request.submit.owner, wanted[:-1])
         while True:
             sequence = self._cache.acquire(
                 request.submit.owner, wanted, in_place=request.submit.keep
@@ -240,6 +254,65 @@ class Scheduler:
             if not worse:
                 return None
             self._requeue(max(worse, key=lambda r: (r.priority, r.arrived_at)))
+
+    # -- snapshots -------------------------------------------------------------------------------
+
+    def save_one(self) -> bool:
+        """Saves an idle sequence that is not on disk yet. False when there is none left."""
+        for sequence in self._cache.idle():
+            if self._save(sequence):
+                self._reported = None
+                return True
+        return False
+
+    def forget(self, owner: str) -> None:
+        """Nothing of the owner stays, but what a running request still needs."""
+        self._cache.forget(owner)
+        if self._snapshots is not None:
+            self._snapshots.forget(owner)
+
+    def _save(self, sequence: KVSequence) -> bool:
+        """Whether there was anything to write. What a snapshot holds already is not written
+        again.
+        """
+        tokens = sequence.tokens
+        if self._snapshots is None or len(tokens) < SNAPSHOT_TOKENS_LEAST:
+            return False
+        # A state that cannot be cut back is of use only as it is: a longer one does not hold it.
+        if sequence.n_saved == len(tokens) or (
+            self._llama.can_cut and self._snapshots.holds(sequence.owner, tokens)
+        ):
+            return False
+        state = self._llama.save_state(sequence.id)
+        self._snapshots.save(sequence.owner, tokens, state)
+        # Also when it could not be written: trying again with every turn would help nobody.
+        sequence.n_saved = len(tokens)
+        return True
+
+    def _restore(self, owner: str, tokens: Sequence[int]) -> None:
+        """Brings a snapshot back if it holds much more of the prompt than what is resident."""
+        if self._snapshots is None:
+            return
+        snapshot, n = self._snapshots.match(owner, tokens)
+        resident = self._cache.match_prefix(owner, tokens)[1]
+        if snapshot is None or n < resident + SNAPSHOT_TOKENS_LEAST:
+            return
+        if not self._llama.can_cut and n < len(snapshot.tokens):
+            return
+        target = self._cache.vacant()
+        if target is None or not self._cache.make_room(len(snapshot.tokens)):
+            return
+        state = self._snapshots.load(snapshot)
+        if state is None:
+            return
+        if not self._llama.load_state(target.id, state):
+            self._llama.remove(target.id, 0)
+            self._snapshots.discard(snapshot, "llama.cpp does not take it")
+            return
+        self._cache.adopt(target, owner, snapshot.tokens)
+        if n < len(snapshot.tokens):
+            self._cache.truncate(target, n)
+        self.restored_tokens += n
 
     def _compose(self) -> list[tuple[Request, list[int]]]:
         """(request, its next tokens): answers first, then prompts, oldest first."""

@@ -8,6 +8,7 @@ holds the books against themselves and against the cache's own positions.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import count
@@ -43,13 +44,24 @@ class Sequence:
     busy: bool = False
     lasting: bool = False
     base: int = 0
+    n_saved: int = 0
+    """How many of the tokens a snapshot holds."""
 
 
 class SequenceCache:
     """At most `n_sequences` sequences over `n_cells` cells. One thread only."""
 
-    def __init__(self, kv: KV, *, n_sequences: int, n_cells: int) -> None:
+    def __init__(
+        self,
+        kv: KV,
+        *,
+        n_sequences: int,
+        n_cells: int,
+        leaving: Callable[[Sequence], object] = lambda sequence: None,
+    ) -> None:
+        """`leaving` is told of a sequence right before it is evicted."""
         self._kv = kv
+        self._leaving = leaving
         self.n_cells = n_cells
         self._sequences = [Sequence(i) for i in range(n_sequences)]
         self._refs: Counter[int] = Counter()
@@ -135,8 +147,23 @@ class SequenceCache:
             return False
         while self.n_cells - self.cells_used < n_tokens:
             idle = [s for s in self._sequences if not s.busy and s.tokens]
-            self.truncate(min(idle, key=lambda s: s.last_used), 0)
+            self._evict(min(idle, key=lambda s: s.last_used))
         return True
+
+    def idle(self) -> list[Sequence]:
+        """Those that nobody works on, the most recently used first."""
+        held = [s for s in self._sequences if not s.busy and s.tokens]
+        return sorted(held, key=lambda s: -s.last_used)
+
+    def vacant(self) -> Sequence | None:
+        """An empty sequence; the least recently used one that is idle is evicted for it."""
+        return self._free(but=None)
+
+    def adopt(self, sequence: Sequence, owner: str, tokens: Seq[int]) -> None:
+        """An empty sequence was filled from outside with these tokens, evaluated."""
+        sequence.owner, sequence.last_used = owner, next(self._clock)
+        self.extend(sequence, tokens)
+        sequence.n_saved = len(tokens)
 
     def extend(self, sequence: Sequence, tokens: Seq[int]) -> None:
         """These tokens were just evaluated behind the sequence."""
@@ -153,6 +180,7 @@ class SequenceCache:
         for cell in sequence.cells[n:]:
             self._drop(cell)
         del sequence.tokens[n:], sequence.cells[n:]
+        sequence.n_saved = min(sequence.n_saved, n)
 
     def forget(self, owner: str) -> None:
         for s in self._sequences:
@@ -180,8 +208,13 @@ class SequenceCache:
         if not idle:
             return None
         target = min(idle, key=lambda s: (bool(s.tokens), s.last_used))
-        self.truncate(target, 0)
+        self._evict(target)
         return target
+
+    def _evict(self, sequence: Sequence) -> None:
+        if sequence.tokens:
+            self._leaving(sequence)
+        self.truncate(sequence, 0)
 
     def _share(self, source: Sequence, target: Sequence, n: int) -> None:
         self._kv.copy(source.id, target.id, n)
