@@ -158,8 +158,8 @@ class _Draft:
         return self.system.n_tokens + summaries + self.told.n_tokens
 
     def cost(self, room: Room) -> int:
-        head = self.system.text or self.blocks or self.told.text
-        markup = room.base_tokens + NOTE_TOKENS + (room.message_tokens if head else 0)
+        # One system message in any case: the note of what was left out needs one.
+        markup = room.base_tokens + NOTE_TOKENS + room.message_tokens
         verbatim = sum(n.n_tokens + room.message_tokens for n in self.nodes)
         return markup + self.head_tokens + verbatim
 

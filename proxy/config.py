@@ -63,7 +63,12 @@ def _data_dir() -> Path:
 class EngineConfig:
     """The embedded engine."""
 
-    threads: int = _key(0, "Threads for the model; 0 takes as many as there are cores.", low=0)
+    threads: int = _key(
+        0,
+        "Threads for the model; 0 takes all cores but one, and both of two. With other work on the "
+        "machine fewer can be much faster: they wait for each other by spinning.",
+        low=0,
+    )
     n_batch: int = _key(512, "Most tokens handed to the model in one call.", low=1)
     n_ubatch: int = _key(
         128,
