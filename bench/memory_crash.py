@@ -91,9 +91,9 @@ def _killed_writers(
             time.sleep(chance.uniform(0, KILL_WITHIN_S / len(writers)))
             writer.send_signal(signal.SIGKILL)
         for writer in writers:
-            rest, _ = writer.communicate()
-            # The last line may be cut off: then it was not acknowledged.
-            lines += rest.split("\n")[:-1]
+            # Not communicate(): it passes over what read_line() has read ahead. The last line may
+            # be cut off: then it was not acknowledged.
+            lines += writer.stdout.read().split("\n")[:-1]
     return [bytes.fromhex(line) for line in lines]
 
 

@@ -216,6 +216,9 @@ def _cut_texts(draft: _Draft, room: Room) -> _Draft:
         most_messages = max(1, room.prompt_tokens // (MARKUP_SHARE * room.message_tokens))
         draft = draft.without(len(draft.nodes) - most_messages)
     markup = room.base_tokens + NOTE_TOKENS + room.message_tokens * (len(draft.nodes) + 1)
+    if draft.dropped and draft.nodes[0].role == ASSISTANT:
+        # NO_USER stands before it, beside the note of what was left out.
+        markup += room.message_tokens + NOTE_TOKENS
     share = max(1, room.prompt_tokens - markup)
     system = System(draft.system.text + draft.told.text, draft.head_tokens)
     most = _level([system.n_tokens, *(n.n_tokens for n in draft.nodes)], share)
