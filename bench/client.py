@@ -52,7 +52,7 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         fields = asdict(self) | {"ok": self.ok, "total_s": self.total_s}
-        # What was said about the data set's texts stays out of the results: its licence is not ours.
+        # What was said about the data set's texts stays out: its licence is not ours.
         del fields["text"]
         return {k: round(v, 4) if isinstance(v, float) else v for k, v in fields.items()}
 
