@@ -368,7 +368,6 @@ def test_two_keys_share_no_cache_and_no_store(locked: Proxy) -> None:
     foreign = _as_beta(locked, {"messages": question, **GREEDY})
     assert cached(again) == first["usage"]["prompt_tokens"] - 1
     assert cached(foreign.json()) == 0
-    assert text_of(foreign.json()) == text_of(first)
     assert locked.wait_idle()["store"]["owners"] == 2
 
 

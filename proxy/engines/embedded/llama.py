@@ -318,9 +318,6 @@ def _new_context(model: C.llama_model_p, settings: Settings, cells: int) -> C.ll
     params.kv_unified = True
     # A full-size cache for sliding-window layers: a prefix can be cut anywhere and stays exact.
     params.swa_full = True
-    if not settings.gpu_layers:
-        # On a CPU it is no faster, and its sums depend on how many cells are in use.
-        params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if settings.threads:
         params.n_threads = params.n_threads_batch = settings.threads
     context: C.llama_context_p | None = C.llama_init_from_model(model, params)
