@@ -17,6 +17,7 @@ from proxy.errors import ApiError, bad_request
 
 SYSTEM_ROLES = ("system", "developer")
 TOOL_ROLES = ("tool", "function")
+KNOWN_ROLES = frozenset((USER, ASSISTANT, *SYSTEM_ROLES))
 
 MAX_STOPS = 16
 MAX_INT = 2**63 - 1
@@ -156,8 +157,11 @@ def _transcript(messages: list[_Message] | None) -> Transcript:
     system: list[str] = []
     chat: list[Message] = []
     for index, message in enumerate(messages):
-        _check_role(message.role, f"messages[{index}].role")
-        text = _text(message, f"messages[{index}].content")
+        text = message.content
+        # Most messages are plain: no place is spelled out for an error that they do not have.
+        if message.role not in KNOWN_ROLES or not isinstance(text, str):
+            _check_role(message.role, f"messages[{index}].role")
+            text = _text(message, f"messages[{index}].content")
         if message.role in SYSTEM_ROLES:
             system.append(text)
         elif message.role == USER or text.strip():
@@ -171,7 +175,7 @@ def _transcript(messages: list[_Message] | None) -> Transcript:
 def _check_role(role: str, where: str) -> None:
     if role in TOOL_ROLES:
         raise bad_request(f"Messages of the role {role!r} are not supported yet.", param=where)
-    if role not in (USER, ASSISTANT, *SYSTEM_ROLES):
+    if role not in KNOWN_ROLES:
         known = "system, developer, user or assistant"
         raise bad_request(f"`{where}` must be {known}, not {_short(role)}.", param=where)
 
