@@ -12,7 +12,8 @@ from memory import changes
 from memory.database import immediate
 from memory.migrations import MIGRATIONS, migrate
 from memory.records import MODEL, Node, Summary
-from memory.transcript import ASSISTANT, ROOT, USER, Message, extend
+from memory.search import is_unspaced
+from memory.transcript import ASSISTANT, ROOT, USER, Message, extend, message_digest
 
 TOKENIZER = "test"
 
@@ -86,8 +87,22 @@ def old_store(path: Path, owner: str, nodes: list[Node]) -> None:
     db = Database(conn, execute_plugins=False)
     with immediate(db):
         MIGRATIONS.apply(db, stop_before="m0002_search")
-    add(db, owner, nodes)
+        # Written out: today's code writes columns that this schema does not have.
+        conn.execute("INSERT INTO owners (id, key) VALUES (1, ?)", (owner,))
+        conn.execute("INSERT INTO conversations VALUES ('old', 1, 1.0, 1.0)")
+        for i, node in enumerate(nodes):
+            _insert_old(conn, i + 1, i or None, node)
     conn.close()
+
+
+def _insert_old(conn: sqlite3.Connection, id_: int, parent: int | None, node: Node) -> None:
+    row = (
+        *(id_, 1, "old", parent, node.depth, node.role, node.text, node.n_tokens),
+        *(node.tokenizer, node.token_ids, node.digest),
+        message_digest(Message(node.role, node.text)),
+        *(is_unspaced(node.text), node.created_at),
+    )
+    conn.execute(f"INSERT INTO messages VALUES ({', '.join('?' * len(row))})", row)
 
 
 def names(directory: Path, pattern: str = "*") -> list[str]:
