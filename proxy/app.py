@@ -148,26 +148,9 @@ def _engine(config: Config) -> Engine:
         from proxy.engines.remote import RemoteEngine
 
         return RemoteEngine.from_config(config)
-    from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
-    from proxy.engines.embedded.protocol import Load
+    from proxy.engines.embedded.engine import EmbeddedEngine
 
-    engine = config.engine
-    load = Load(
-        path=str(model_file(config)),
-        n_ctx=config.n_ctx,
-        cache_tokens=engine.cache_tokens,
-        sequences=engine.sequences,
-        n_batch=engine.n_batch,
-        n_ubatch=engine.n_ubatch,
-        threads=engine.threads,
-        gpu_layers=engine.gpu_layers,
-        trace_path=os.environ.get("CHATFOLD_TRACE", ""),
-        snapshots=str(config.data / "snapshots"),
-        snapshot_bytes=engine.snapshot_bytes,
-    )
-    return EmbeddedEngine(
-        EmbeddedSettings(load, start_s=engine.start_s, queue_limit=config.queue_limit)
-    )
+    return EmbeddedEngine.from_config(config, trace_path=os.environ.get("CHATFOLD_TRACE", ""))
 
 
 # -- chat ----------------------------------------------------------------------------------------

@@ -29,8 +29,13 @@ STORE_FILES = {
     "memory/writer.py",
 }
 
+LLAMA_FILES = {
+    "proxy/engines/embedded/llama.py",
+    "proxy/engines/embedded/loading.py",
+}
+
 ONE_DOOR = {
-    "llama_cpp": {"proxy/engines/embedded/llama.py"},
+    "llama_cpp": LLAMA_FILES,
     "tiktoken": {"memory/tokens.py"},
     "sqlite3": STORE_FILES,
     "sqlite_utils": STORE_FILES,

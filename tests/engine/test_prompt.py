@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from proxy.engines.embedded import llama as door
-from proxy.engines.embedded.llama import Llama, Settings, to_bytes
+from proxy.engines.embedded.llama import Llama, to_bytes
 from proxy.engines.embedded.prompt import Prompter
-from proxy.engines.embedded.protocol import Part
+from proxy.engines.embedded.protocol import Load, Part
 from proxy.engines.embedded.template import CHATML, ChatTemplate, Content, Markup, TemplateError
 
 LLAMA3 = (
@@ -103,7 +103,7 @@ class WithTemplate:
 @pytest.fixture(scope="module")
 def llama(model_path: str) -> Llama:
     return Llama(
-        Settings(
+        Load(
             path=model_path,
             n_ctx=256,
             cache_tokens=256,

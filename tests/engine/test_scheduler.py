@@ -29,10 +29,18 @@ from proxy.engines.embedded.llama import (
     NO_SLOT,
     DecodeError,
     Llama,
-    Settings,
     from_bytes,
 )
-from proxy.engines.embedded.protocol import Began, Cancelled, Ended, Failed, Submit, Taken, Text
+from proxy.engines.embedded.protocol import (
+    Began,
+    Cancelled,
+    Ended,
+    Failed,
+    Load,
+    Submit,
+    Taken,
+    Text,
+)
 from proxy.engines.embedded.scheduler import (
     BACKGROUND,
     BACKGROUND_CHUNK,
@@ -57,7 +65,7 @@ MOST_STEPS = 600
 def load(model_path: str, **changes: Any) -> Llama:
     settings: dict[str, Any] = dict(n_ctx=512, cache_tokens=1024, sequences=SEQUENCES)
     settings |= dict(n_batch=256, n_ubatch=32, threads=1, gpu_layers=0) | changes
-    return Llama(Settings(path=model_path, **settings))
+    return Llama(Load(path=model_path, **settings))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from proxy.engines.embedded import protocol
-from proxy.engines.embedded.llama import Llama, LoadError, Settings, build, fingerprint
+from proxy.engines.embedded.llama import Llama
+from proxy.engines.embedded.loading import LoadError, build, fingerprint
 from proxy.engines.embedded.prompt import Prompter
 from proxy.engines.embedded.protocol import Cancel, Command, Count, Forget, Load, Reply, Submit
 from proxy.engines.embedded.scheduler import CLASSES, Request, Scheduler
@@ -129,7 +130,7 @@ def main() -> None:
     if not isinstance(load, Load):
         raise SystemExit("the first frame must be Load")
     try:
-        llama = Llama(_settings(load))
+        llama = Llama(load)
         prompter = Prompter(llama)
         outbox.send(_loaded(load, llama, prompter))
     except (LoadError, TemplateError) as exc:
@@ -281,28 +282,6 @@ def _read_frames(fd: int) -> Iterator[bytes]:
     frames = protocol.Frames()
     while data := os.read(fd, READ_BYTES):
         yield from frames.feed(data)
-
-
-def _settings(load: Load) -> Settings:
-    return Settings(
-        path=load.path,
-        n_ctx=load.n_ctx,
-        cache_tokens=load.cache_tokens,
-        sequences=load.sequences,
-        n_batch=load.n_batch,
-        n_ubatch=load.n_ubatch,
-        threads=load.threads or _threads(os.cpu_count() or 1),
-        gpu_layers=load.gpu_layers,
-    )
-
-
-def _threads(cores: int) -> int:
-    """All cores but one, which is for the UI and its database beside the model: threads wait for
-    each other by spinning, so one busy neighbour on a full machine cuts the speed to a tenth
-    (measured on two cores: decode 97 tokens/s alone, 3 to 12 beside one busy process). Of two
-    cores both are taken: one alone would halve the speed at all times.
-    """
-    return cores - 1 if cores > 2 else cores
 
 
 def _loaded(load: Load, llama: Llama, prompter: Prompter) -> protocol.Loaded:

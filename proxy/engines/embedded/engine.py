@@ -6,9 +6,9 @@ import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import count
 from typing import Any
 
@@ -16,6 +16,7 @@ import msgspec
 
 from memory.context import Context, ContextMessage
 from memory.ports import Budget
+from proxy.config import Config, EngineConfig, model_file
 from proxy.engines import base
 from proxy.engines.base import (
     ContextOverflow,
@@ -52,7 +53,8 @@ STDERR_LINES = 40
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedSettings:
-    """What the model process is started with. Waits are seconds, the rest as in `Load`."""
+    """What the model process is started with, and this side's own settings. Waits are seconds; a
+    field with the name of a key of `[engine]` holds what that key says."""
 
     load: Load
     start_s: float = 120.0
@@ -96,6 +98,20 @@ class EmbeddedEngine:
         self._restarts = 0
         self._stopping = False
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+
+    @classmethod
+    def from_config(cls, config: Config, *, trace_path: str = "") -> EmbeddedEngine:
+        """Keys of `[engine]` go where a field has their name. Raises ConfigError."""
+        load = Load(
+            path=str(model_file(config)),
+            n_ctx=config.n_ctx,
+            trace_path=trace_path,
+            snapshots=str(config.data / "snapshots"),
+            **_named(config.engine, Load.__struct_fields__),
+        )
+        own = [f.name for f in fields(EmbeddedSettings)]
+        rest = _named(config.engine, own) | {"queue_limit": config.queue_limit}
+        return cls(EmbeddedSettings(load, **rest))
 
     def __repr__(self) -> str:
         state = "ready" if self.ready() else self._trouble or "loading"
@@ -357,6 +373,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
         if isinstance(exc, asyncio.CancelledError):
             raise
+
+
+def _named(engine: EngineConfig, names: Collection[str]) -> dict[str, Any]:
+    return {f.name: getattr(engine, f.name) for f in fields(engine) if f.name in names}
 
 
 def _submit(id_: int, request: Generate) -> Submit:

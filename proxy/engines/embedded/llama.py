@@ -7,13 +7,13 @@ the abort flag is a byte that llama.cpp reads for itself.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import llama_cpp as C
+
+from proxy.engines.embedded.loading import load_model, new_context, window
+from proxy.engines.embedded.protocol import Load
 
 VOCAB_SPM = 1
 """LLAMA_VOCAB_TYPE_SPM: a tokenizer that puts a space before every text it is given."""
@@ -26,10 +26,6 @@ TOKEN_BYTES = 4
 
 PENALTY_LAST_N = 64
 """How far back penalties look: llama.cpp's own default."""
-
-
-class LoadError(Exception):
-    """The model cannot be loaded. `str()` says why in a sentence."""
 
 
 class DecodeError(Exception):
@@ -57,31 +53,17 @@ class Abort:
         self._flag[0] = b"\x00"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How to load. Lengths are tokens; `threads` 0 takes every core."""
-
-    path: str
-    n_ctx: int
-    cache_tokens: int
-    sequences: int
-    n_batch: int
-    n_ubatch: int
-    threads: int
-    gpu_layers: int
-
-
 class Llama:
     """A model and one context over a unified KV cache. Raises LoadError."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, load: Load) -> None:
         C.llama_backend_init()
-        self._model = _load_model(settings)
+        self._model = load_model(load)
         self.vocab = C.llama_model_get_vocab(self._model)
-        self.window_tokens = _window(self._model, settings.n_ctx)
-        self.cells = max(settings.cache_tokens or 2 * self.window_tokens, self.window_tokens)
+        self.window_tokens = window(self._model, load.n_ctx)
+        self.cells = max(load.cache_tokens or 2 * self.window_tokens, self.window_tokens)
         self.abort = Abort()
-        self._context = _new_context(self._model, settings, self.cells)
+        self._context = new_context(self._model, load, self.cells)
         self._memory = C.llama_get_memory(self._context)
         C.llama_set_abort_callback(self._context, self.abort.callback, self.abort.address)
         self.n_batch = int(C.llama_n_batch(self._context))
@@ -276,51 +258,3 @@ def _choosers(
     if min_p > 0:
         chain.append(C.llama_sampler_init_min_p(min_p, 1))
     return [*chain, C.llama_sampler_init_temp(temperature), C.llama_sampler_init_dist(seed)]
-
-
-def build() -> str:
-    """Names the build whose states are alike: another one may lay them out otherwise."""
-    return f"llama-cpp-python-{C.__version__}"
-
-
-def fingerprint(path: str) -> str:
-    """Names the model file by size, head and tail: a changed vocabulary or weights changes it."""
-    digest = hashlib.blake2b(digest_size=12)
-    with Path(path).open("rb") as file:
-        size = file.seek(0, 2)
-        digest.update(size.to_bytes(8, "little"))
-        for start in (0, max(0, size - (1 << 20))):
-            file.seek(start)
-            digest.update(file.read(1 << 20))
-    return digest.hexdigest()
-
-
-def _load_model(settings: Settings) -> C.llama_model_p:
-    params = C.llama_model_default_params()
-    params.n_gpu_layers = settings.gpu_layers
-    model: C.llama_model_p | None = C.llama_model_load_from_file(settings.path.encode(), params)
-    if not model:
-        raise LoadError(f"llama.cpp cannot load {settings.path}.")
-    return model
-
-
-def _window(model: C.llama_model_p, n_ctx: int) -> int:
-    return n_ctx or min(int(C.llama_model_n_ctx_train(model)), 8192)
-
-
-def _new_context(model: C.llama_model_p, settings: Settings, cells: int) -> C.llama_context_p:
-    params = C.llama_context_default_params()
-    params.n_ctx = cells
-    # Each sequence may have a token in a batch, and there must be room beside them for a prompt.
-    params.n_batch = max(settings.n_batch, 2 * settings.sequences)
-    params.n_ubatch = min(settings.n_ubatch, params.n_batch)
-    params.n_seq_max = settings.sequences
-    params.kv_unified = True
-    # A full-size cache for sliding-window layers: a prefix can be cut anywhere and stays exact.
-    params.swa_full = True
-    if settings.threads:
-        params.n_threads = params.n_threads_batch = settings.threads
-    context: C.llama_context_p | None = C.llama_init_from_model(model, params)
-    if not context:
-        raise LoadError(f"There is not enough memory for a window of {cells} tokens.")
-    return context

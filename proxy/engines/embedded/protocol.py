@@ -15,21 +15,26 @@ LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 256 << 20
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
-    """Which model, and how. `n_ctx` is the window of one request, `cache_tokens` all KV cells."""
+class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Which model, and how: the one place where a setting of the model process stands. A field
+    with the name of a key of `[engine]` holds what that key says (`EmbeddedEngine.from_config`
+    copies by name) and has the same default. Lengths are tokens.
+    """
 
     path: str
-    n_ctx: int
-    cache_tokens: int
-    sequences: int
-    n_batch: int
-    n_ubatch: int
-    threads: int
-    gpu_layers: int
+    n_ctx: int = 0
+    """The window of one request; 0 is the model's own, bounded."""
+    cache_tokens: int = 0
+    """All KV cells."""
+    sequences: int = 8
+    n_batch: int = 512
+    n_ubatch: int = 128
+    threads: int = 0
+    gpu_layers: int = 0
     trace_path: str = ""
     snapshots: str = ""
     """Folder for snapshots of sequences; "" keeps none."""
-    snapshot_bytes: int = 0
+    snapshot_bytes: int = 2**30
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
