@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 
 from proxy.engines.embedded import llama as door
+from proxy.engines.embedded.batches import BACKGROUND_CHUNK, SHARED_CHUNK
 from proxy.engines.embedded.llama import (
     ABORTED,
     NO_SLOT,
@@ -41,16 +42,8 @@ from proxy.engines.embedded.protocol import (
     Taken,
     Text,
 )
-from proxy.engines.embedded.scheduler import (
-    BACKGROUND,
-    BACKGROUND_CHUNK,
-    CHAT,
-    CLASSES,
-    SHARED_CHUNK,
-    SIDE,
-    Request,
-    Scheduler,
-)
+from proxy.engines.embedded.request import BACKGROUND, CHAT, CLASSES, SIDE, Request
+from proxy.engines.embedded.scheduler import Scheduler
 from proxy.engines.embedded.snapshots import Snapshots
 
 pytestmark = pytest.mark.slow
@@ -542,6 +535,29 @@ def test_who_came_first_is_served_first(llama: Llama) -> None:
     rig.finish()
     assert [i for event, i in rig.events if event == "request_started"] == ids
     assert all(rig.ended(i).finish_reason == "length" for i in ids)
+
+
+def test_a_short_prompt_is_in_beside_a_long_one_with_the_next_batch(rig: Rig) -> None:
+    long = rig.submit(prompt_of(rig.llama, 400, seed=56), 1)
+    rig.step()
+    n_batches = len(rig.ran)
+    short = rig.submit(prompt_of(rig.llama, 40, seed=57), 1, owner="b")
+    rig.step()
+    assert rig.ran[n_batches:] == [[long, short]]
+    assert rig.of(short, Ended)
+    assert not rig.of(long, Began)
+    rig.finish()
+
+
+def test_an_owner_with_a_long_queue_does_not_hold_back_anothers_first(llama: Llama) -> None:
+    rig = Rig(llama, n_sequences=2)
+    many = [rig.submit(prompt_of(llama, 8, seed=130 + i), 3, owner="a") for i in range(6)]
+    rig.step()
+    one = rig.submit(prompt_of(llama, 8, seed=137), 3, owner="b")
+    rig.finish()
+    order = [i for event, i in rig.events if event == "request_started"]
+    # The first two end together, and then the third has waited for longer.
+    assert order == [*many[:3], one, *many[3:]]
 
 
 def test_no_batch_is_larger_than_llama_cpps_own(model_path: str) -> None:

@@ -23,7 +23,8 @@ from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.loading import LoadError, build, fingerprint
 from proxy.engines.embedded.prompt import Prompter
 from proxy.engines.embedded.protocol import Cancel, Command, Count, Forget, Load, Reply, Submit
-from proxy.engines.embedded.scheduler import CLASSES, Request, Scheduler
+from proxy.engines.embedded.request import CLASSES, Request
+from proxy.engines.embedded.scheduler import Scheduler
 from proxy.engines.embedded.snapshots import Snapshots
 from proxy.engines.embedded.template import TemplateError
 from proxy.trace import Trace

@@ -12,9 +12,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
+from proxy.engines.embedded.batches import admission_order, room_for_prompts, shares
 from proxy.engines.embedded.llama import (
     ABORTED,
     NO_SLOT,
@@ -30,25 +30,14 @@ from proxy.engines.embedded.protocol import (
     Failed,
     Reply,
     Stats,
-    Submit,
     Taken,
     Text,
 )
+from proxy.engines.embedded.request import Request, by_class
 from proxy.engines.embedded.sequences import Sequence as KVSequence
 from proxy.engines.embedded.sequences import SequenceCache
 from proxy.engines.embedded.snapshots import Snapshots
 from proxy.engines.embedded.text import TextStream
-
-CHAT, SIDE, BACKGROUND = 0, 1, 2
-CLASSES = ("chat", "side", "background")
-
-BACKGROUND_CHUNK = 64
-"""Tokens of background prefill a batch: as fast as 512 on a CPU, and at most these are lost when a
-chat request breaks in."""
-
-SHARED_CHUNK = 128
-"""Tokens of prefill a batch while others decode beside it: bounds how long they pause."""
-
 
 SNAPSHOT_TOKENS_LEAST = 128
 """Shorter sequences are evaluated again sooner than they are read."""
@@ -65,49 +54,6 @@ class Gate(Protocol):
     """Asked right before a batch is evaluated; false when something arrived that comes first."""
 
     def __call__(self, priority: int, requests: Sequence[int]) -> bool: ...
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """A request in the engine. `tokens` is the prompt and what was generated behind it."""
-
-    submit: Submit
-    tokens: list[int]
-    arrived_at: float
-    n_prompt: int = 0
-    max_new: int = 0
-    sequence: KVSequence | None = None
-    sampler: Sampler | None = None
-    text: TextStream = field(default_factory=TextStream)
-    evaluated_prompt: int = 0
-    began_at: float = 0.0
-    first_token_at: float = 0.0
-    paused: bool = False
-
-    @property
-    def id(self) -> int:
-        return self.submit.id
-
-    @property
-    def priority(self) -> int:
-        return self.submit.priority
-
-    @property
-    def warms(self) -> bool:
-        return self.submit.max_tokens == 0
-
-    @property
-    def generated(self) -> list[int]:
-        return self.tokens[self.n_prompt :]
-
-    @property
-    def missing(self) -> int:
-        """Tokens still to evaluate before the next one can be chosen."""
-        return len(self.tokens) - len(self.sequence.tokens) if self.sequence else len(self.tokens)
-
-    @property
-    def cached_tokens(self) -> int:
-        return max(0, self.n_prompt - self.evaluated_prompt)
 
 
 class Scheduler:
@@ -171,8 +117,8 @@ class Scheduler:
     def stats(self) -> Stats:
         cache = self._cache
         return Stats(
-            running=_by_class(self.running),
-            waiting=_by_class(self.waiting),
+            running=by_class(self.running),
+            waiting=by_class(self.waiting),
             sequences_used=cache.sequences_used,
             cells_used=cache.cells_used,
             cells=cache.n_cells,
@@ -212,8 +158,9 @@ class Scheduler:
 
     def _admit(self) -> None:
         best = self.active_class()
-        for request in sorted(self.waiting, key=lambda r: (r.priority, r.arrived_at)):
-            if request.priority != best or not self._start(request):
+        ready = [r for r in self.waiting if r.priority == best]
+        for request in admission_order(ready, self.running):
+            if not self._start(request):
                 return
 
     def _start(self, request: Request) -> bool:
@@ -315,31 +262,23 @@ class Scheduler:
         self.restored_tokens += n
 
     def _compose(self) -> list[tuple[Request, list[int]]]:
-        """(request, its next tokens): answers first, then prompts, oldest first."""
+        """(request, its next tokens): answers first, then prompts, which share what room is
+        left.
+        """
         best = self.active_class()
         for r in self.running:
             self._mark_paused(r, paused=r.priority != best)
         ready = [r for r in self.running if r.priority == best]
-        decoding = [r for r in ready if r.missing == 1 and len(r.tokens) > r.n_prompt]
-        prefilling = [r for r in ready if r not in decoding]
+        decoding = [r for r in ready if r.decodes]
+        prefilling = [r for r in ready if not r.decodes]
+        room = room_for_prompts(
+            best, beside=len(decoding), n_batch=self._llama.n_batch, n_ubatch=self._llama.n_ubatch
+        )
         batch = [(r, r.tokens[-1:]) for r in decoding]
-        room = self._chunk(best, beside=len(decoding))
-        for r in prefilling:
-            assert r.sequence is not None
-            start = len(r.sequence.tokens)
-            chunk = r.tokens[start : start + room]
-            if chunk:
-                batch.append((r, chunk))
-            room -= len(chunk)
+        for r, n in zip(prefilling, shares([r.missing for r in prefilling], room), strict=True):
+            if n:
+                batch.append((r, r.next_tokens(n)))
         return self._fit(batch)
-
-    def _chunk(self, best: int | None, *, beside: int) -> int:
-        room = self._llama.n_batch - beside
-        if best == BACKGROUND:
-            return min(room, BACKGROUND_CHUNK)
-        # Alone, a micro-batch: llama.cpp would cut a longer one anyway, and who arrives meanwhile
-        # would wait for all of it.
-        return min(room, SHARED_CHUNK if beside else max(SHARED_CHUNK, self._llama.n_ubatch))
 
     def _fit(self, batch: list[tuple[Request, list[int]]]) -> list[tuple[Request, list[int]]]:
         """Makes room for the batch: idle sequences go first, then the youngest request waits."""
@@ -537,7 +476,3 @@ class Scheduler:
             logit_bias=s.logit_bias,
             history=request.tokens,
         )
-
-
-def _by_class(requests: Sequence[Request]) -> tuple[int, ...]:
-    return tuple(sum(r.priority == c for r in requests) for c in range(len(CLASSES)))
