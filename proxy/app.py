@@ -22,6 +22,7 @@ from memory.keeper import Keeper
 from memory.policy import load_policy
 from memory.store import Store, StoreError
 from proxy import sse, wire
+from proxy.anypath import AnyPath
 from proxy.background import BackgroundModel, EngineTokens
 from proxy.chat import Chats, Plan
 from proxy.config import Config, model_file
@@ -44,9 +45,7 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
     """
     routes = [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-        Route("/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
-        Route("/models", models, methods=["GET"]),
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
@@ -57,7 +56,7 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Counted), Middleware(LastResort)],
+        middleware=[Middleware(Counted), Middleware(LastResort), Middleware(AnyPath)],
         exception_handlers=exception_handlers(),
         lifespan=_lifespan,
     )
