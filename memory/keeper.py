@@ -237,7 +237,7 @@ class Keeper:
         await self._evaluate(job, assembled.context)
 
     async def _evaluate(self, job: Job, context: Context) -> None:
-        evaluated = await self._warmer.warm(job.owner, context)
+        evaluated = await self._warmer.warm(job.owner, context, conversation=job.conversation)
         self._observe("warmed", conversation=job.conversation, evaluated=evaluated)
 
     async def _activate(self, job: Job, history: History) -> None:

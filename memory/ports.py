@@ -56,14 +56,17 @@ class TokenCounter(Protocol):
 class Completer(Protocol):
     """Writes text in the background: gives way to every user request, and goes on later."""
 
-    async def complete(self, owner: str, context: Context, *, max_tokens: int) -> Completion:
-        """Raises ModelGone. Cancellable; a cancelled call frees the model at once."""
+    async def complete(
+        self, owner: str, context: Context, *, conversation: str, max_tokens: int
+    ) -> Completion:
+        """Raises ModelGone. Cancellable; a cancelled call frees the model at once. `conversation`
+        says whose prefix the context may share."""
         ...
 
 
 class Warmer(Protocol):
     """Evaluates a context in the background, so that its prefix is in the KV cache."""
 
-    async def warm(self, owner: str, context: Context) -> int:
+    async def warm(self, owner: str, context: Context, *, conversation: str) -> int:
         """Returns the number of tokens that had to be evaluated. Raises ModelGone."""
         ...

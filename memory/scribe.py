@@ -102,7 +102,12 @@ class Scribe:
     async def _ask(self, history: History, task: Task) -> tuple[str, tuple[str, ...]]:
         """The model's own text and the names of the checks it failed."""
         context = await self._request(history, task)
-        reply = await self.completer.complete(history.owner, context, max_tokens=self._reply_tokens)
+        reply = await self.completer.complete(
+            history.owner,
+            context,
+            conversation=history.conversation,
+            max_tokens=self._reply_tokens,
+        )
         text = summarize.clean(reply.text)
         (n_tokens,) = await self.counter.count([text])
         # The model may name whatever it was shown: earlier summaries and the system prompt too.

@@ -32,9 +32,17 @@ class BackgroundModel:
         self._engine = engine
         self._metrics = metrics
 
-    async def complete(self, owner: str, context: Context, *, max_tokens: int) -> Completion:
+    async def complete(
+        self, owner: str, context: Context, *, conversation: str, max_tokens: int
+    ) -> Completion:
         request = Generate(
-            owner, context, Priority.BACKGROUND, max_tokens, SUMMARY_SAMPLING, keep=False
+            owner=owner,
+            context=context,
+            priority=Priority.BACKGROUND,
+            conversation=conversation,
+            max_tokens=max_tokens,
+            sampling=SUMMARY_SAMPLING,
+            keep=False,
         )
         text, finished = await self._run(request)
         return Completion(
@@ -45,10 +53,12 @@ class BackgroundModel:
             finish_reason=finished.finish_reason,
         )
 
-    async def warm(self, owner: str, context: Context) -> int:
+    async def warm(self, owner: str, context: Context, *, conversation: str) -> int:
         # The answer at its end is a whole one: the next turn begins behind its end-of-turn mark.
         whole = replace(context, continues=False)
-        request = Generate(owner, whole, Priority.BACKGROUND, max_tokens=0)
+        request = Generate(
+            owner, whole, Priority.BACKGROUND, max_tokens=0, conversation=conversation
+        )
         _, finished = await self._run(request)
         return finished.prompt_tokens - finished.cached_tokens
 

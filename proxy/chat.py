@@ -187,6 +187,7 @@ class Chats:
             owner=plan.history.owner,
             context=plan.context,
             priority=Priority.CHAT,
+            conversation=plan.history.conversation,
             max_tokens=plan.request.max_tokens,
             sampling=plan.request.sampling,
         )

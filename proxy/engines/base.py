@@ -83,7 +83,8 @@ class Generate:
     `max_tokens` None means as many as the window holds; 0 evaluates the prompt and generates
     nothing (warming): then the prompt ends after the last message, without an answer's header.
     `keep` says that the evaluated tokens are worth keeping for a later request (a conversation's
-    own context); without it the engine frees them at the end.
+    own context); without it the engine frees them at the end. `conversation` is a stable name of
+    the conversation whose context this is, "" for a request that is of none.
     """
 
     owner: str
@@ -92,6 +93,7 @@ class Generate:
     max_tokens: int | None = None
     sampling: Sampling = field(default_factory=Sampling)
     keep: bool = True
+    conversation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,9 @@ class Model:
     owners: set[str] = field(default_factory=set)
     freed: int = 0
 
-    async def complete(self, owner: str, context: Context, *, max_tokens: int) -> Completion:
+    async def complete(
+        self, owner: str, context: Context, *, conversation: str, max_tokens: int
+    ) -> Completion:
         self.events.append("complete")
         self.asked.append(context)
         self.owners.add(owner)
@@ -80,7 +82,7 @@ class Model:
             raise
         return Completion(self.text, 0, 0, 0, "stop")
 
-    async def warm(self, owner: str, context: Context) -> int:
+    async def warm(self, owner: str, context: Context, *, conversation: str) -> int:
         self.events.append("warm")
         self.owners.add(owner)
         await self.on_warm(context)
