@@ -194,11 +194,23 @@ def _listen(config: Config) -> socket.socket:
     family, _, _, _, address = found[0]
     try:
         # Not SO_REUSEPORT: two proxies on one port would share the requests.
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as exc:
         problem = os.strerror(exc.errno) if exc.errno else str(exc)
         sentence = f"cannot listen on {config.host} port {config.port}: {problem}"
         raise ConfigError(sentence) from exc
+    _bound_writes(listener, config.timeouts.reader_s)
+    return listener
+
+
+def _bound_writes(listener: socket.socket, reader_s: float) -> None:
+    """Connections that take nothing for twice `reader_s` are closed by the kernel: a server cannot
+    tell a client that reads nothing from one that is only slow, and would hold what it was to be
+    sent for ever. The first `reader_s` are for the engine's own, clearer words.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        milliseconds = math.ceil(2000 * reader_s)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def _build_app(config: Config) -> Starlette:

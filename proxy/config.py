@@ -102,6 +102,13 @@ class TimeoutsConfig:
     between_tokens_s: float = _key(60.0, "From one token of an answer to the next.", low=0.1)
     queue_s: float = _key(300.0, "In the queue, before a request is refused.", low=0.1)
     drain_s: float = _key(10.0, "For running answers to end when the proxy is told to stop.", low=0)
+    reader_s: float = _key(
+        120.0,
+        "For a client to read on when the model is far ahead of it: then the answer ends with an "
+        "error. A connection that takes nothing at all for twice as long is closed.",
+        low=0.1,
+        high=86400,
+    )
     ping_s: float = _key(
         10.0,
         "Silence in a stream before a comment is sent, so that no client takes it for dead.",

@@ -24,6 +24,7 @@ from proxy.engines.base import (
     EngineError,
     EngineUnavailable,
     QueueFull,
+    ReaderStalled,
     RequestRefused,
 )
 
@@ -115,6 +116,8 @@ def from_engine(exc: EngineError) -> ApiError:
             return bad_request(message, code="request_refused")
         case QueueFull():
             return _later(429, message, type=RATE_LIMIT, code="queue_full")
+        case ReaderStalled():
+            return ApiError(408, message, code="reader_stalled")
         case EngineUnavailable():
             return _later(503, message, type=SERVER_ERROR, code="engine_unavailable")
         case _:

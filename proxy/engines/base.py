@@ -16,6 +16,7 @@ from memory.ports import Budget, ModelGone
 # ├── EngineUnavailable     not there now: starting, crashed, unreachable; heals by itself
 # │   └── EngineCrashed     it went away under this very request
 # ├── QueueFull             too many requests wait; try again later
+# ├── ReaderStalled         nobody took the answer for too long
 # ├── ContextOverflow       the prompt does not fit the window (carries the exact count)
 # └── RequestRefused        the engine cannot do what was asked (permanent)
 #
@@ -34,6 +35,10 @@ class EngineCrashed(EngineUnavailable):
 
 class QueueFull(EngineError, ModelGone):
     """The bounded queue is full."""
+
+
+class ReaderStalled(EngineError):
+    """Whoever asked did not read the answer for so long that the engine gave it up."""
 
 
 class ContextOverflow(EngineError):

@@ -31,6 +31,7 @@ from proxy.engines.base import (
     Generate,
     Priority,
     QueueFull,
+    ReaderStalled,
     RequestRefused,
     Sampling,
     Started,
@@ -274,6 +275,86 @@ def test_more_requests_than_the_queue_holds_are_refused(load: Load) -> None:
                 with pytest.raises(QueueFull):
                     await answer(engine, ask("Hello"))
             assert (await answer(engine, ask("Hello")))[1].completion_tokens
+
+    asyncio.run(main())
+
+
+# -- readers that do not keep up -----------------------------------------------------------------
+
+ENDLESS = Sampling(temperature=0.0, logit_bias=((2, -100.0),))
+"""The end of an answer is banned."""
+
+
+def test_who_stops_reading_holds_up_nobody_and_misses_nothing(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNREAD_MOST", 8)
+    request = ask("Tell me a story.", max_tokens=40, sampling=ENDLESS)
+
+    async def main() -> None:
+        async with running(load) as engine:
+            whole, _ = await answer(engine, request)
+            async with engine.generate(request) as stream:
+                first = [await anext(stream), await anext(stream)]
+                await until(lambda: held_back(load))
+                await asyncio.gather(*(answer(engine, ask(t)) for t in ("Hello", "Good morning")))
+                rest = [event async for event in stream]
+            texts = [e.text for e in [*first, *rest] if isinstance(e, Delta)]
+            assert "".join(texts) == whole
+            assert isinstance(rest[-1], Finished)
+            assert rest[-1].completion_tokens == 40
+        events = [(t["event"], t.get("request")) for t in traced(load)]
+        for other in (3, 4):
+            assert events.index(("request_held_back", 2)) < events.index(("request_done", other))
+            assert events.index(("request_done", other)) < events.index(("request_caught_up", 2))
+
+    asyncio.run(main())
+
+
+def held_back(load: Load) -> bool:
+    return any(t["event"] == "request_held_back" for t in traced(load))
+
+
+def test_who_never_reads_on_is_told_so_and_the_engine_is_free(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNREAD_MOST", 8)
+    request = ask("Tell me a story.", max_tokens=None, sampling=ENDLESS)
+
+    async def main() -> None:
+        async with running(load, reader_s=0.05) as engine:
+            async with engine.generate(request) as stream:
+                assert isinstance(await anext(stream), Started)
+                await until(lambda: not engine._calls)
+                await until(lambda: not busy(engine))
+                texts = []
+                with pytest.raises(ReaderStalled, match=r"not read for 0\.05 seconds"):
+                    async for event in stream:
+                        assert isinstance(event, Delta)
+                        texts.append(event.text)
+                assert len(texts) >= 8, "what came before the error is not lost"
+            assert (await answer(engine, ask("Hello")))[1].completion_tokens
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("worse", [Priority.SIDE, Priority.BACKGROUND])
+def test_the_batch_of_a_worse_class_ends_when_a_chat_comes(load: Load, worse: Priority) -> None:
+    async def main() -> None:
+        async with running(load) as engine:
+            task = asyncio.create_task(answer(engine, ask(long_text(600), priority=worse)))
+            await until(lambda: busy(engine))
+            await answer(engine, ask("Hello"))
+            assert not task.done()
+            _, end = await task
+        trace = traced(load)
+        came = next(i for i, t in enumerate(trace) if t["event"] == "request_queued" and i)
+        after = [t["requests"] for t in trace[came:] if t["event"] == "batch"]
+        assert after[0] == [2], "no batch of the other came in between"
+        # What was interrupted is evaluated again, and nothing else.
+        mine = [t["tokens"] for t in trace if t["event"] == "batch" and t["requests"] == [1]]
+        lost = sum(mine) - end.prompt_tokens - max(0, end.completion_tokens - 1)
+        assert 0 <= lost <= max(mine)
 
     asyncio.run(main())
 

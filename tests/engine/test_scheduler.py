@@ -212,6 +212,7 @@ class Rig:
         stop: tuple[str, ...] = (),
         logit_bias: tuple[tuple[int, float], ...] = (),
         temperature: float = 0.0,
+        unread_most: int = 1000,
     ) -> int:
         submit = Submit(
             id=next(self._ids),
@@ -231,6 +232,7 @@ class Rig:
             repeat_penalty=1.0,
             logit_bias=logit_bias,
             stop=stop,
+            unread_most=unread_most,
         )
         self.prompts[submit.id] = list(prompt)
         self.scheduler.add(Request(submit=submit, tokens=list(prompt), arrived_at=self.now()))
@@ -572,6 +574,63 @@ def test_no_batch_is_larger_than_llama_cpps_own(model_path: str) -> None:
     assert max(sizes) <= llama.n_batch
 
 
+# -- readers that do not keep up -----------------------------------------------------------------
+
+
+def test_who_does_not_read_is_left_out_and_the_others_go_on(rig: Rig, oracle: Oracle) -> None:
+    slow = rig.submit(prompt_of(rig.llama, 16, seed=180), 10, unread_most=3)
+    quick = rig.submit(prompt_of(rig.llama, 16, seed=181), 10)
+    rig.until(lambda: rig.of(quick, Ended))
+    assert len(rig.of(slow, Text)) == 3
+    assert ("request_held_back", slow) in rig.events
+    assert rig.running() == [slow]
+    assert rig.scheduler.at_rest
+    n_batches = len(rig.ran)
+    rig.step()
+    assert len(rig.ran) == n_batches, "there is nothing to do until it has read"
+    rig.scheduler.read(slow, 1)
+    rig.until(lambda: rig.scheduler.at_rest)
+    assert len(rig.of(slow, Text)) == 4
+    rig.scheduler.read(slow, 4)
+    rig.until(lambda: rig.scheduler.at_rest)
+    rig.scheduler.read(slow, 7)
+    rig.finish()
+    assert rig.prompt_tokens_evaluated[slow] == 16, "its cells were kept"
+    for id_ in (slow, quick):
+        assert oracle.agrees(rig.prompts[id_], rig.answer(id_), 10)
+
+
+def test_background_runs_while_a_chat_waits_for_its_reader_and_gives_way_then(rig: Rig) -> None:
+    chat = rig.submit(prompt_of(rig.llama, 10, seed=182), 6, unread_most=2)
+    background = rig.submit(prompt_of(rig.llama, 150, seed=183), 2, priority=BACKGROUND)
+    rig.until(lambda: rig.ran and rig.ran[-1] == [background])
+    assert rig.events.index(("request_held_back", chat)) >= 0
+    rig.scheduler.read(chat, 2)
+    rig.step()
+    assert rig.ran[-1] == [chat]
+    rig.scheduler.read(chat, 100)
+    rig.until(lambda: rig.of(chat, Ended))
+    assert not rig.of(background, Ended)
+    rig.finish()
+
+
+def test_who_waits_for_a_reader_gives_its_place_up_when_there_is_no_other(
+    llama: Llama, oracle: Oracle
+) -> None:
+    rig = Rig(llama, n_sequences=1)
+    slow = rig.submit(prompt_of(llama, 16, seed=184), 6, unread_most=2)
+    rig.until(lambda: rig.scheduler.at_rest)
+    quick = rig.submit(prompt_of(llama, 16, seed=185), 4)
+    rig.until(lambda: rig.of(quick, Ended))
+    assert ("request_requeued", slow) in rig.events
+    assert rig.scheduler.at_rest
+    rig.scheduler.read(slow, 100)
+    rig.finish()
+    assert rig.text(slow) == rig.decode(rig.answer(slow))
+    for id_ in (slow, quick):
+        oracle.agrees(rig.prompts[id_], rig.answer(id_), rig.ended(id_).completion_tokens)
+
+
 # -- leaving -------------------------------------------------------------------------------------
 
 
@@ -814,6 +873,25 @@ def test_a_warm_that_was_all_in_when_its_batch_was_aborted_has_ended(rig: Rig) -
     assert rig.ended(warm).finish_reason == "stop"
     rig.finish()
     assert rig.scheduler.stats().cells_used == 50
+
+
+def test_positions_that_an_aborted_batch_cannot_have_left_are_not_believed(
+    rig: Rig, oracle: Oracle
+) -> None:
+    prompt = prompt_of(rig.llama, 90, seed=147)
+    id_ = rig.submit(prompt, 4, priority=BACKGROUND)
+    rig.step()
+
+    def loses_too_much(entries: Any) -> int:
+        rig.llama.remove(entries[0][0], 10)
+        return ABORTED
+
+    rig.door.faults = [loses_too_much]
+    rig.step()
+    assert ("request_requeued", id_) in rig.events
+    rig.finish()
+    assert rig.prompt_tokens_evaluated[id_] == BACKGROUND_CHUNK + 26 + 90
+    assert oracle.agrees(prompt, rig.answer(id_), 4)
 
 
 def test_what_llama_cpp_keeps_of_an_aborted_batch_is_as_good_as_evaluated(

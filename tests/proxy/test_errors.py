@@ -20,6 +20,7 @@ from proxy.engines.base import (
     EngineError,
     EngineUnavailable,
     QueueFull,
+    ReaderStalled,
     RequestRefused,
 )
 from proxy.errors import LastResort, bad_request, exception_handlers, from_engine, too_large
@@ -61,6 +62,7 @@ def ask(app: Starlette, path: str = "/x", method: str = "POST") -> tuple[int, di
         (ContextOverflow(prompt_tokens=9, window_tokens=5), 400, "context_length_exceeded"),
         (RequestRefused("No."), 400, "request_refused"),
         (QueueFull("Full."), 429, "queue_full"),
+        (ReaderStalled("Not read."), 408, "reader_stalled"),
         (EngineUnavailable("Loading."), 503, "engine_unavailable"),
         (EngineCrashed("Crashed."), 503, "engine_unavailable"),
         (EngineError("Odd."), 500, "engine_error"),

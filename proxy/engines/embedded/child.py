@@ -22,7 +22,16 @@ from proxy.engines.embedded import protocol
 from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.loading import LoadError, build, fingerprint
 from proxy.engines.embedded.prompt import Prompter
-from proxy.engines.embedded.protocol import Cancel, Command, Count, Forget, Load, Reply, Submit
+from proxy.engines.embedded.protocol import (
+    Cancel,
+    Command,
+    Count,
+    Forget,
+    Load,
+    Read,
+    Reply,
+    Submit,
+)
 from proxy.engines.embedded.request import CLASSES, Request
 from proxy.engines.embedded.scheduler import Scheduler
 from proxy.engines.embedded.snapshots import Snapshots
@@ -70,7 +79,7 @@ class End:
     """The parent has gone, or wants the process to end."""
 
 
-Item = Request | Cancel | Forget | End
+Item = Request | Cancel | Read | Forget | End
 
 
 class Inbox:
@@ -159,10 +168,10 @@ def _serve(scheduler: Scheduler, inbox: Inbox) -> NoReturn:
     check = bool(os.environ.get("CHATFOLD_CHECK_INTEGRITY"))
     wait_s = IDLE_SAVE_S
     while True:
-        items = inbox.take(wait_s=wait_s if scheduler.idle else 0)
+        items = inbox.take(wait_s=wait_s if scheduler.at_rest else 0)
         for item in items:
             _handle(scheduler, item)
-        if items or not scheduler.idle:
+        if items or not scheduler.at_rest:
             scheduler.step()
             inbox.leave()
             wait_s = IDLE_SAVE_S
@@ -180,6 +189,8 @@ def _handle(scheduler: Scheduler, item: Item) -> None:
             scheduler.add(item)
         case Cancel(id=id_):
             scheduler.cancel(id_)
+        case Read(id=id_, n_texts=n_texts):
+            scheduler.read(id_, n_texts)
         case Forget(owner=owner):
             scheduler.forget(owner)
         case End():
@@ -223,7 +234,7 @@ class Reader:
         match command:
             case Submit():
                 self._submit(command)
-            case Cancel() | Forget():
+            case Cancel() | Read() | Forget():
                 self._inbox.put(command)
             case Count(id=id_, texts=texts):
                 counts = tuple(self._prompter.count(t) for t in texts)

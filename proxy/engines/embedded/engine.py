@@ -29,6 +29,7 @@ from proxy.engines.base import (
     Generate,
     ModelInfo,
     QueueFull,
+    ReaderStalled,
     RequestRefused,
     Started,
 )
@@ -49,6 +50,8 @@ TERMINATE_S = 5.0
 LAST_WORDS_S = 1.0
 COUNT_S = 30.0
 STDERR_LINES = 40
+UNREAD_MOST = 256
+"""Texts (about as many tokens) that the model may be ahead of who reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +62,33 @@ class EmbeddedSettings:
     load: Load
     start_s: float = 120.0
     queue_limit: int = 64
+    reader_s: float = 120.0
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
     """A request on its way. `sent` counts the processes it was given to; `taken` once it left the
-    queue of the last one."""
+    queue of the last one.
+
+    `texts` came from the process, `read` of them were taken by the reader, of which the process
+    knows `told`.
+    """
 
     submit: Submit
     replies: asyncio.Queue[protocol.Reply | EngineError] = field(default_factory=asyncio.Queue)
     sent: int = 0
     taken: bool = False
+    texts: int = 0
+    read: int = 0
+    told: int = 0
+    ended: bool = False
+    """The process has said its last word about it."""
+    reader_timer: asyncio.TimerHandle | None = None
+
+    def stop_timer(self) -> None:
+        if self.reader_timer:
+            self.reader_timer.cancel()
+            self.reader_timer = None
 
 
 class EmbeddedEngine:
@@ -110,7 +129,10 @@ class EmbeddedEngine:
             **_named(config.engine, Load.__struct_fields__),
         )
         own = [f.name for f in fields(EmbeddedSettings)]
-        rest = _named(config.engine, own) | {"queue_limit": config.queue_limit}
+        rest = _named(config.engine, own) | {
+            "queue_limit": config.queue_limit,
+            "reader_s": config.timeouts.reader_s,
+        }
         return cls(EmbeddedSettings(load, **rest))
 
     def __repr__(self) -> str:
@@ -166,6 +188,7 @@ class EmbeddedEngine:
             self._hand_over(call)
             yield self._events(call)
         finally:
+            call.stop_timer()
             if self._calls.pop(call.submit.id, None):
                 self._send(Cancel(id=call.submit.id))
 
@@ -210,10 +233,34 @@ class EmbeddedEngine:
                     yield Started(reply.prompt_tokens, reply.cached_tokens)
                 case protocol.Text():
                     yield Delta(reply.text)
+                    self._on_read(call)
                 case protocol.Ended():
                     self._calls.pop(call.submit.id, None)
                     yield _finished(reply)
                     return
+
+    def _on_text(self, call: _Call) -> None:
+        call.texts += 1
+        if call.texts - call.read >= UNREAD_MOST and not call.reader_timer:
+            loop = asyncio.get_running_loop()
+            call.reader_timer = loop.call_later(
+                self._settings.reader_s, self._on_reader_stalled, call
+            )
+
+    def _on_read(self, call: _Call) -> None:
+        """The process is told now and then, and no more once the request has ended there."""
+        call.stop_timer()
+        call.read += 1
+        if call.read - call.told >= UNREAD_MOST // 4 and not call.ended:
+            call.told = call.read
+            id_, priority = call.submit.id, call.submit.priority
+            self._send(protocol.Read(id=id_, priority=priority, n_texts=call.read))
+
+    def _on_reader_stalled(self, call: _Call) -> None:
+        if self._calls.get(call.submit.id) is call and not call.ended:
+            self._send(Cancel(id=call.submit.id))
+            sentence = f"The answer was not read for {self._settings.reader_s:g} seconds."
+            self._fail(call, ReaderStalled(sentence))
 
     async def _until_loaded(self) -> None:
         try:
@@ -305,6 +352,9 @@ class EmbeddedEngine:
             case _:
                 if call := self._calls.get(reply.id):
                     call.replies.put_nowait(reply)
+                    if isinstance(reply, protocol.Text):
+                        self._on_text(call)
+                    call.ended = isinstance(reply, protocol.Ended | protocol.Failed)
 
     def _on_loaded(self, reply: protocol.Loaded) -> None:
         budget = Budget(reply.window_tokens, reply.message_tokens, reply.base_tokens)
@@ -347,7 +397,7 @@ class EmbeddedEngine:
                 future.set_exception(error)
 
     def _fail(self, call: _Call, error: EngineError) -> None:
-        """For a call whose process is gone: no later one may be handed it again."""
+        """Ends a call that its process will not: no later one may be handed it again."""
         self._calls.pop(call.submit.id, None)
         call.replies.put_nowait(error)
 
@@ -399,6 +449,7 @@ def _submit(id_: int, request: Generate) -> Submit:
         repeat_penalty=s.repeat_penalty,
         logit_bias=s.logit_bias,
         stop=s.stop,
+        unread_most=UNREAD_MOST,
     )
 
 

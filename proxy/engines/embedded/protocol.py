@@ -1,6 +1,6 @@
 """Frames between the proxy and its model process: msgpack, each behind a 4-byte length. No I/O.
 
-Parent to child: Load first, then Submit, Cancel and Count in any order.
+Parent to child: Load first, then the other commands in any order.
 Child to parent: Loaded or Fatal first, then events that carry the request's id.
 """
 
@@ -65,10 +65,21 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     repeat_penalty: float
     logit_bias: tuple[tuple[int, float], ...]
     stop: tuple[str, ...]
+    unread_most: int = 256
+    """Texts that may be on their way to a reader that has not taken them: with so many of them
+    the request is left out of the batches."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
     id: int
+
+
+class Read(msgspec.Struct, frozen=True, tag=True):
+    """The reader of this request has taken so many texts, all in all. Not sent behind its end."""
+
+    id: int
+    priority: int
+    n_texts: int
 
 
 class Count(msgspec.Struct, frozen=True, tag=True):
@@ -82,7 +93,7 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
     owner: str
 
 
-Command = Load | Submit | Cancel | Count | Forget
+Command = Load | Submit | Cancel | Read | Count | Forget
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):

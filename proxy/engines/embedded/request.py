@@ -30,6 +30,9 @@ class Request:
     began_at: float = 0.0
     first_token_at: float = 0.0
     paused: bool = False
+    said: int = 0
+    read: int = 0
+    """Texts given out, and those of them that the reader has taken."""
 
     @property
     def id(self) -> int:
@@ -55,6 +58,11 @@ class Request:
     def missing(self) -> int:
         """Tokens still to evaluate before the next one can be chosen."""
         return len(self.tokens) - len(self.sequence.tokens) if self.sequence else len(self.tokens)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether its reader has too much unread already: it stays out of the batches."""
+        return self.said - self.read >= self.submit.unread_most
 
     @property
     def decodes(self) -> bool:

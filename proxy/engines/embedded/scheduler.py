@@ -4,7 +4,8 @@ A request waits until the classes above it have nothing to do, then takes a sequ
 what of its prompt is not in the cache, and generates. Requests of one class run together:
 each batch holds the next token of every answer and a chunk of the prompts still to evaluate.
 A request of a better class stops the others between two batches (and inside one, through the
-abort flag); they keep what they have and go on when it is done.
+abort flag); they keep what they have and go on when it is done. A request whose reader does not
+keep up is held back: it keeps its cells, unless they run short, and no one waits for it.
 """
 
 from __future__ import annotations
@@ -95,6 +96,11 @@ class Scheduler:
     def idle(self) -> bool:
         return not (self.running or self.waiting)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether there is nothing to do until something arrives."""
+        return self.active_class() is None
+
     # -- in and out ------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
@@ -113,6 +119,14 @@ class Scheduler:
                 self._leave(request, keep=request.submit.keep)
                 self._trace.request("request_cancelled", request)
         self._emit(Cancelled(id=request_id))
+
+    def read(self, request_id: int, n_texts: int) -> None:
+        """The reader has taken `n_texts` of the request's texts."""
+        for request in [*self.running, *self.waiting]:
+            if request.id == request_id:
+                was_held_back, request.read = request.held_back, n_texts
+                if was_held_back and not request.held_back:
+                    self._trace.request("request_caught_up", request)
 
     def stats(self) -> Stats:
         cache = self._cache
@@ -154,11 +168,12 @@ class Scheduler:
 
     def active_class(self) -> int | None:
         """The best class that has anything to do: no other is in the next batch."""
-        return min((r.priority for r in (*self.running, *self.waiting)), default=None)
+        able = (r for r in (*self.running, *self.waiting) if not r.held_back)
+        return min((r.priority for r in able), default=None)
 
     def _admit(self) -> None:
         best = self.active_class()
-        ready = [r for r in self.waiting if r.priority == best]
+        ready = [r for r in self.waiting if r.priority == best and not r.held_back]
         for request in admission_order(ready, self.running):
             if not self._start(request):
                 return
@@ -197,10 +212,10 @@ class Scheduler:
                 if self._cache.make_room(missing) or not self.running:
                     return sequence
                 self._cache.release(sequence, keep=True)
-            worse = [r for r in self.running if r.priority > request.priority]
+            worse = [r for r in self.running if r.held_back or r.priority > request.priority]
             if not worse:
                 return None
-            self._requeue(max(worse, key=lambda r: (r.priority, r.arrived_at)))
+            self._requeue(max(worse, key=_goes_first))
 
     # -- snapshots -------------------------------------------------------------------------------
 
@@ -266,9 +281,10 @@ class Scheduler:
         left.
         """
         best = self.active_class()
-        for r in self.running:
+        able = [r for r in self.running if not r.held_back]
+        for r in able:
             self._mark_paused(r, paused=r.priority != best)
-        ready = [r for r in self.running if r.priority == best]
+        ready = [r for r in able if r.priority == best]
         decoding = [r for r in ready if r.decodes]
         prefilling = [r for r in ready if not r.decodes]
         room = room_for_prompts(
@@ -283,8 +299,8 @@ class Scheduler:
     def _fit(self, batch: list[tuple[Request, list[int]]]) -> list[tuple[Request, list[int]]]:
         """Makes room for the batch: idle sequences go first, then the youngest request waits."""
         while batch and not self._cache.make_room(sum(len(t) for _, t in batch)):
-            # A paused request of a worse class goes before one that is about to run.
-            victim = max(self.running, key=lambda r: (r.priority, r.arrived_at))
+            # Who is held back or paused goes before one that is about to run.
+            victim = max(self.running, key=_goes_first)
             if len(self.running) == 1:
                 self._fail(victim, "engine", "The KV cache has no room for this request.")
                 return []
@@ -308,7 +324,7 @@ class Scheduler:
         if status == NO_SLOT:
             self._no_slot()
         elif status == ABORTED:
-            self._resync(requests)
+            self._resync(batch)
         else:
             self._advance(batch)
 
@@ -364,7 +380,10 @@ class Scheduler:
 
     def _say(self, request: Request, text: str) -> None:
         if text:
+            request.said += 1
             self._emit(Text(id=request.id, text=text))
+            if request.held_back:
+                self._trace.request("request_held_back", request)
 
     def _finish(self, request: Request, reason: str) -> None:
         if not request.first_token_at:
@@ -422,12 +441,19 @@ class Scheduler:
         self.preemptions += 1
         self._trace.request("request_requeued", request)
 
-    def _resync(self, batch: Sequence[Request]) -> None:
+    def _resync(self, batch: Sequence[tuple[Request, list[int]]]) -> None:
         """After an abort: whole micro-batches stayed in the cache, and no logits did."""
-        for r in batch:
+        for r, tokens in batch:
             assert r.sequence is not None
+            self._trace.request("request_interrupted", r)
             have = len(r.sequence.tokens)
             held = self._llama.end(r.sequence.id)
+            if not have <= held <= have + len(tokens):
+                # Positions that this batch cannot have left: nothing of it can be relied on.
+                self._cache.truncate(r.sequence, 0)
+                r.sequence.base = 0
+                self._requeue(r)
+                continue
             self._account(r, r.tokens[have:held])
             if not r.missing and r.warms:
                 self._finish(r, "stop")
@@ -440,7 +466,7 @@ class Scheduler:
         """
         if self._cache.make_room(self._cache.n_cells - self._cache.cells_used + 1):
             return
-        victim = max(self.running, key=lambda r: (r.priority, r.arrived_at))
+        victim = max(self.running, key=_goes_first)
         if len(self.running) > 1:
             self._requeue(victim)
         else:
@@ -476,3 +502,10 @@ class Scheduler:
             logit_bias=s.logit_bias,
             history=request.tokens,
         )
+
+
+def _goes_first(request: Request) -> tuple[bool, int, float]:
+    """The greatest gives up its cells when they run short: who waits for a reader, then the worst
+    class, then the youngest.
+    """
+    return (request.held_back, request.priority, request.arrived_at)
