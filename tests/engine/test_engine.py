@@ -233,6 +233,8 @@ def test_leaving_during_prefill_stops_the_batch_and_the_next_request_works(load:
             assert end.completion_tokens
             assert engine.status()["restarts"] == 0
         first = [t["event"] for t in traced(load) if t.get("request") == 1]
+        if "request_interrupted" in first:  # Unless it left between two batches.
+            first.remove("request_interrupted")
         assert first == ["request_queued", "request_started", "request_cancelled"]
 
     asyncio.run(main())
