@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$p; break; }; done),python3)
 
-.PHONY: help serve test lint types format format-check bench-flat bench-memory clean
+.PHONY: help serve test lint types format format-check bench-flat bench-memory bench-engine clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk -F'  ' '{ printf "make %-14s%s\n", $$1, $$2 }'
@@ -40,6 +40,9 @@ bench-flat: $(DEV) $(BENCH) ## the 60-turn chat beside the bare server: table, J
 
 bench-memory: $(DEV) ## what memory promises, in figures, without a model: tables, JSON
 	$(BIN)/python -m bench.memory $(ARGS)
+
+bench-engine: $(DEV) ## what the embedded engine promises, beside llama_cpp.Llama: tables, JSON
+	$(BIN)/python -m bench.engine $(ARGS)
 
 clean: ## remove caches and build outputs; .venv stays, it took ten minutes
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
