@@ -36,6 +36,7 @@ from proxy.engines.base import (
     Started,
 )
 from proxy.metrics import Metrics
+from proxy.running import Running
 from proxy.wire import ChatRequest
 
 _WORD = re.compile(r"\w+|[^\w\s]|\s+")
@@ -191,6 +192,7 @@ class House:
             observe=lambda event, /, **fields: events.append((event, fields)),
         )
         chats = Chats(
+            running=Running(),
             engine=engine,
             store=store,
             keeper=keeper,

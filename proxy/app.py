@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -27,12 +27,15 @@ from proxy.background import BackgroundModel, EngineTokens
 from proxy.chat import Chats, Plan
 from proxy.config import Config, model_file
 from proxy.counted import Counted
-from proxy.disconnect import EventStream, run_until_disconnect
+from proxy.disconnect import STREAM_HEADERS, EventStream, run_until_disconnect
 from proxy.doctor import DATABASE
 from proxy.engines.base import Delta, Engine, EngineError, Finished
 from proxy.errors import ApiError, LastResort, as_api_error, exception_handlers, too_large
 from proxy.headers import authorize, hints, owner_of
+from proxy.librechat.side import Kind, Side, side_of
 from proxy.metrics import CONTENT_TYPE, Metrics
+from proxy.running import Running
+from proxy.side import Sides, message_for
 from proxy.trace import Trace
 from proxy.upkeep import Upkeep
 from proxy.wire import ChatRequest, Reply, Usage
@@ -105,6 +108,16 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
     state.keeper.start()
     stack.push_async_callback(state.keeper.stop)
     state.policy = policy
+    state.running = running = Running()
+    state.sides = Sides(
+        engine=state.engine,
+        store=state.store,
+        counter=counter,
+        policy=policy,
+        metrics=state.metrics,
+        settings=config.librechat,
+        running=running,
+    )
     state.chats = Chats(
         engine=state.engine,
         store=state.store,
@@ -113,6 +126,7 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
         policy=policy,
         metrics=state.metrics,
         timeouts=config.timeouts,
+        running=running,
     )
     upkeep = Upkeep(
         store=state.store,
@@ -156,17 +170,17 @@ def _engine(config: Config) -> Engine:
 
 
 async def chat_completions(request: Request) -> Response:
-    chat, owner = await _read_chat(request)
+    _authorize(request)
+    raw = await _body(request, request.app.state.config.max_body_bytes)
+    side = side_of(raw, request.headers)
+    if side and (answer := await _side_answer(request, side, raw)):
+        return answer
+    chat = wire.parse_chat(raw)
+    owner = owner_of(request.headers, chat.user)
     chats: Chats = request.app.state.chats
-    reply = Reply(
-        id=f"chatcmpl-{secrets.token_hex(12)}",
-        created=int(time.time()),
-        model=chat.model or "chatfold",
-        system_fingerprint="fp_chatfold",
-        include_usage=chat.include_usage,
-    )
-    client_id = _client_id(request)
-    plan = await run_until_disconnect(request.receive, chats.plan(chat, owner, client_id=client_id))
+    reply = _reply(chat.model, include_usage=chat.include_usage)
+    planning = chats.plan(chat, owner, client_id=_client_id(request), aside=side is not None)
+    plan = await run_until_disconnect(request.receive, planning)
     headers = _headers(plan)
     if chat.stream:
         ping_s = request.app.state.config.timeouts.ping_s
@@ -177,6 +191,46 @@ async def chat_completions(request: Request) -> Response:
         chats.count_failure(exc)
         raise
     return _json(body, headers=headers)
+
+
+def _reply(model: str, *, include_usage: bool) -> Reply:
+    return Reply(
+        id=f"chatcmpl-{secrets.token_hex(12)}",
+        created=int(time.time()),
+        model=model or "chatfold",
+        system_fingerprint="fp_chatfold",
+        include_usage=include_usage,
+    )
+
+
+async def _side_answer(request: Request, side: Side, body: bytes) -> Response | None:
+    """None where it must be asked of the model as it stands."""
+    state = request.app.state
+    state.metrics.side_request(side.kind)
+    owner = owner_of(request.headers, side.user)
+    transcript = wire.parse_chat(body).transcript if side.kind is Kind.CHECKPOINT else None
+    work = state.sides.answer(side, transcript, owner)
+    answer = await run_until_disconnect(request.receive, work)
+    if answer is None:
+        return None
+    reply = _reply(side.model, include_usage=side.include_usage)
+    headers = {"x-chatfold-side": str(side.kind)}
+    if side.stream:
+        return Response(
+            b"".join(_whole_stream(reply, answer.text or answer.title, answer.usage)),
+            headers={**STREAM_HEADERS, **headers},
+        )
+    return _json(reply.completion_of(message_for(side.form, answer), answer.usage), headers=headers)
+
+
+def _whole_stream(reply: Reply, text: str, usage: Usage) -> Iterator[bytes]:
+    """The frames of an answer that is there already."""
+    yield sse.data(reply.opening())
+    yield sse.data(reply.delta(text))
+    yield sse.data(reply.closing("stop"))
+    if reply.include_usage:
+        yield sse.data(reply.usage_chunk(usage))
+    yield sse.DONE
 
 
 async def _read_chat(request: Request) -> tuple[ChatRequest, str]:
@@ -260,7 +314,9 @@ def _usage(finished: Finished) -> Usage:
 async def models(request: Request) -> Response:
     """Answers at once, whatever the engine does: LibreChat waits five seconds and no longer."""
     _authorize(request)
-    return _json(wire.models([_model_name(request.app.state.config)], created=0))
+    config: Config = request.app.state.config
+    names = dict.fromkeys([_model_name(config), *config.librechat.names])
+    return _json(wire.models(list(names), created=0))
 
 
 def _model_name(config: Config) -> str:
@@ -318,7 +374,7 @@ async def forget(request: Request) -> Response:
     deleted = await request.app.state.store.forget_conversation(owner, conversation)
     if not deleted:
         raise ApiError(404, f"There is no conversation {conversation!r}.", code="not_found")
-    await request.app.state.engine.forget(owner)
+    await _forget_in_memory(request, owner)
     return _json({"deleted_messages": deleted})
 
 
@@ -326,8 +382,13 @@ async def forget_all(request: Request) -> Response:
     """Deletes everything that this owner ever said here."""
     owner = _owner(request)
     deleted = await request.app.state.store.forget_owner(owner)
-    await request.app.state.engine.forget(owner)
+    await _forget_in_memory(request, owner)
     return _json({"deleted_messages": deleted})
+
+
+async def _forget_in_memory(request: Request, owner: str) -> None:
+    request.app.state.running.forget(owner)
+    await request.app.state.engine.forget(owner)
 
 
 def _owner(request: Request) -> str:

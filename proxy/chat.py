@@ -27,6 +27,7 @@ from memory.keeper import Job, Keeper
 from memory.policy import Policy
 from memory.ports import TokenCounter
 from memory.store import Store, StoreError
+from memory.transcript import Transcript
 from proxy.config import TimeoutsConfig
 from proxy.engines.base import (
     ContextOverflow,
@@ -41,7 +42,9 @@ from proxy.engines.base import (
     Started,
 )
 from proxy.errors import bad_request
-from proxy.metrics import CHAT, Metrics
+from proxy.librechat.summaries import without_summary
+from proxy.metrics import CHAT, SIDE, Metrics
+from proxy.running import Running
 from proxy.wire import ChatRequest
 
 log = logging.getLogger("chatfold.chat")
@@ -49,6 +52,7 @@ log = logging.getLogger("chatfold.chat")
 OVERFLOW_TRIES = 4
 OVERFLOW_MARGIN_TOKENS = 32
 COMMIT_S = 10.0
+FIRST_TURN_MESSAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class Plan:
     assembled: Assembled
     degraded: bool
     client_id: str | None = None
+    aside: bool = False
+    """It belongs to no chat: after those, in no store, and nothing of it is kept."""
 
     @property
     def context(self) -> Context:
@@ -80,6 +86,7 @@ class Chats:
         policy: Policy,
         metrics: Metrics,
         timeouts: TimeoutsConfig,
+        running: Running,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._engine = engine
@@ -89,16 +96,25 @@ class Chats:
         self._policy = policy
         self._metrics = metrics
         self._timeouts = timeouts
+        self._running = running
         self._clock = clock
 
-    async def plan(self, request: ChatRequest, owner: str, *, client_id: str | None = None) -> Plan:
+    async def plan(
+        self,
+        request: ChatRequest,
+        owner: str,
+        *,
+        client_id: str | None = None,
+        aside: bool = False,
+    ) -> Plan:
         """Reads only. `client_id` is the client's own name for the conversation, if it sends one.
 
-        Raises ApiError or EngineUnavailable.
+        With `aside` the request belongs to no chat. Raises ApiError or EngineUnavailable.
         """
         model = await self._engine.model()
-        system = request.transcript.system or model.default_system
-        history, degraded = await self._recognise(request, owner, system, client_id)
+        if aside:
+            return await self._plan_aside(request, owner, model)
+        history, degraded = await self._place(request.transcript, model, owner, client_id)
         assembled = self._assemble(request, model, history)
         return Plan(request, model, history, assembled, degraded, client_id)
 
@@ -108,6 +124,17 @@ class Chats:
         However it ends, the engine works no longer on it afterwards, and what was answered by then
         is stored. Raises EngineError.
         """
+        if plan.aside:
+            async with aclosing(self._generate(plan)) as events:
+                async for event in events:
+                    yield event
+            return
+        with self._running.answering(plan.history.owner):
+            async with aclosing(self._run_chat(plan)) as events:
+                async for event in events:
+                    yield event
+
+    async def _run_chat(self, plan: Plan) -> AsyncGenerator[Event, None]:
         text: list[str] = []
         finished: Finished | None = None
         try:
@@ -131,10 +158,28 @@ class Chats:
 
     # -- before ----------------------------------------------------------------------------------
 
-    async def _recognise(
-        self, request: ChatRequest, owner: str, system: str, client_id: str | None
-    ) -> tuple[History, bool]:
+    async def _plan_aside(self, request: ChatRequest, owner: str, model: ModelInfo) -> Plan:
         transcript = request.transcript
+        system = transcript.system or model.default_system
+        history = await without_store(self._counter, owner, transcript, system=system)
+        assembled = self._assemble(request, model, history)
+        return Plan(request, model, history, assembled, degraded=False, aside=True)
+
+    async def _place(
+        self, transcript: Transcript, model: ModelInfo, owner: str, client_id: str | None
+    ) -> tuple[History, bool]:
+        """A summary by the client itself is left out where all that it stands for is known."""
+        bare = without_summary(transcript)
+        if bare and bare.messages:
+            found = await self._recognise(bare, model, owner, client_id)
+            if len(found[0].digests) > len(bare.messages):
+                return found
+        return await self._recognise(transcript, model, owner, client_id)
+
+    async def _recognise(
+        self, transcript: Transcript, model: ModelInfo, owner: str, client_id: str | None
+    ) -> tuple[History, bool]:
+        system = transcript.system or model.default_system
         try:
             history = await recognise(
                 self._store,
@@ -186,18 +231,19 @@ class Chats:
         generate = Generate(
             owner=plan.history.owner,
             context=plan.context,
-            priority=Priority.CHAT,
-            conversation=plan.history.conversation,
+            priority=Priority.SIDE if plan.aside else Priority.CHAT,
+            conversation="" if plan.aside else plan.history.conversation,
+            keep=not plan.aside,
             max_tokens=plan.request.max_tokens,
             sampling=plan.request.sampling,
         )
         arrived = time.monotonic()
         async with self._engine.generate(generate) as events:
             async for event in self._within_bounds(events):
-                if isinstance(event, Started):
+                if isinstance(event, Started) and not plan.aside:
                     self._metrics.first_token(time.monotonic() - arrived)
                 elif isinstance(event, Finished):
-                    self._count(event)
+                    self._count(event, SIDE if plan.aside else CHAT)
                 yield event
 
     async def _within_bounds(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
@@ -214,10 +260,11 @@ class Chats:
             yield event
             limit_s = self._timeouts.between_tokens_s
 
-    def _count(self, finished: Finished) -> None:
-        self._metrics.queued(finished.queued_s)
+    def _count(self, finished: Finished, work: str) -> None:
+        if work == CHAT:
+            self._metrics.queued(finished.queued_s)
         self._metrics.tokens(
-            CHAT,
+            work,
             prompt=finished.prompt_tokens,
             cached=finished.cached_tokens,
             generated=finished.completion_tokens,
@@ -248,7 +295,10 @@ class Chats:
         except StoreError as exc:
             self._degraded("write", exc)
             return
-        self._keeper.wake(Job(owner, history.conversation, digests, history.system.text))
+        job = Job(owner, history.conversation, digests, history.system.text)
+        if len(digests) <= FIRST_TURN_MESSAGES:
+            self._running.remember(job)
+        self._keeper.wake(job)
 
     def _degraded(self, doing: str, exc: StoreError) -> None:
         log.warning("memory cannot be used (%s): %s", doing, exc)

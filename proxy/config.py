@@ -135,6 +135,35 @@ class RetentionConfig:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class LibreChatConfig:
+    """What is done for LibreChat beyond its chats."""
+
+    titles: str = _key(
+        "model",
+        "Who writes the titles of chats: the model (after the answer), the user's first words "
+        "(at once), or nobody.",
+        choices=("model", "first-words", "off"),
+    )
+    title_tokens: int = _key(24, "Most tokens of a title.", low=4, high=256)
+    title_s: float = _key(
+        40.0,
+        "Longest wait in seconds for a title by the model; then the user's first words are taken. "
+        "LibreChat itself gives up after 45.",
+        low=1,
+    )
+    model_names: str = _key(
+        "",
+        "Further names that GET /models offers, separated by commas. Every name is answered by the "
+        "one model; LibreChat 0.6 chooses by the name how much of a chat it sends: "
+        "gpt-4-1106-preview makes it send 127,990 tokens instead of 4,095.",
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(filter(None, (name.strip() for name in self.model_names.split(","))))
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Config:
     """Every setting there is. `repr` masks secrets."""
@@ -182,6 +211,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
+    librechat: LibreChatConfig = field(default_factory=LibreChatConfig)
 
     @property
     def api_keys(self) -> tuple[str, ...]:
@@ -411,6 +441,7 @@ def _build(values: dict[str, object]) -> Config:
         "engine": {},
         "timeouts": {},
         "retention": {},
+        "librechat": {},
     }
     for name, value in values.items():
         section, _, last = name.rpartition(".")
@@ -420,6 +451,7 @@ def _build(values: dict[str, object]) -> Config:
         engine=EngineConfig(**sections["engine"]),
         timeouts=TimeoutsConfig(**sections["timeouts"]),
         retention=RetentionConfig(**sections["retention"]),
+        librechat=LibreChatConfig(**sections["librechat"]),
     )
 
 

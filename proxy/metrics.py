@@ -10,6 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 CHAT = "chat"
+SIDE = "side"
 BACKGROUND = "background"
 """The classes of work that tokens are counted for."""
 
@@ -50,6 +51,9 @@ class Metrics:
         )
         self._generated = self._counter("tokens_generated", "Tokens generated.", "work")
         self._summaries = self._counter("summaries", "Summaries made.", "made_by")
+        self._side_requests = self._counter(
+            "side_requests", "Titles and other requests that belong to no chat.", "kind"
+        )
         self._errors = self._counter("errors", "Failures, by the name of their class.", "kind")
         self._degraded = self._counter(
             "memory_degraded", "Requests answered while memory could not be read or written."
@@ -66,10 +70,13 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
 
     def tokens(self, work: str, *, prompt: int, cached: int, generated: int) -> None:
-        """`work` is CHAT or BACKGROUND; `cached` of the `prompt` tokens were not evaluated."""
+        """`work` is CHAT, SIDE or BACKGROUND; `cached` of the `prompt` tokens cost nothing."""
         self._evaluated.labels(work).inc(max(0, prompt - cached))
         self._cached.labels(work).inc(cached)
         self._generated.labels(work).inc(generated)
+
+    def side_request(self, kind: str) -> None:
+        self._side_requests.labels(kind).inc()
 
     def summary(self, made_by: str) -> None:
         self._summaries.labels(made_by).inc()

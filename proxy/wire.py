@@ -315,6 +315,12 @@ class Reply:
     def completion(self, text: str, finish_reason: str, usage: Usage) -> dict[str, Any]:
         """The whole answer as one object."""
         message = {"role": ASSISTANT, "content": text, "refusal": None}
+        return self.completion_of(message, usage, finish_reason=finish_reason)
+
+    def completion_of(
+        self, message: dict[str, Any], usage: Usage, *, finish_reason: str = "stop"
+    ) -> dict[str, Any]:
+        """The same around a message that is there already."""
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage.to_json()}
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from openai.types.chat import ChatCompletion
 
-from .serving import Proxy
+from .serving import Event, Proxy
 
 BASES = ("", "/", "/v1", "/v1/", "/v1/chat/completions", "/anything/v1")
 """What may stand in OPENAI_REVERSE_PROXY behind the port."""
@@ -30,3 +36,247 @@ def test_every_form_of_the_url_leads_to_chat_and_models(shared: Proxy, base: str
 def test_a_path_that_nothing_can_mean_names_the_right_url(shared: Proxy) -> None:
     error = shared.post("/v1/chats", {}).json()["error"]
     assert f"OPENAI_REVERSE_PROXY={shared.url}/v1" in error["message"]
+
+
+# -- titles --------------------------------------------------------------------------------------
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"language": {"type": "string"}, "title": {"type": "string"}},
+    "required": ["language", "title"],
+}
+TITLE_FIELDS = {"type": "object", "properties": {"title": {"type": "string"}}}
+
+
+def formatter(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"name": "output_formatter", "description": "", "parameters": fields}
+
+
+def plain_now(user: str, answer: str) -> dict[str, Any]:
+    text = (
+        "Provide a concise, 5-word-or-less title for the conversation, using title case "
+        "conventions. Only return the title itself.\n\nConversation:\n"
+    )
+    return {"messages": says(f"{text}User: {user}\nAI: {answer}")}
+
+
+def json_now(user: str, answer: str) -> dict[str, Any]:
+    text = (
+        "Analyze this conversation and provide:\n1. The detected language of the conversation\n"
+        "2. A concise title in the detected language (5 words or less)\n\n"
+    )
+    wanted = {"type": "json_schema", "json_schema": {"name": "extract", "schema": SCHEMA}}
+    body = {"messages": says(f"{text}User: {user}\nAI: {answer}"), "response_format": wanted}
+    return body
+
+
+def tool_now(user: str, answer: str) -> dict[str, Any]:
+    body = json_now(user, answer)
+    del body["response_format"]
+    function = {"name": "extract", "parameters": SCHEMA}
+    choice = {"type": "function", "function": {"name": "extract"}}
+    return {**body, "tools": [{"type": "function", "function": function}], "tool_choice": choice}
+
+
+def quote(user: str, answer: str) -> str:
+    return f'||>User:\n"{user}"\n||>Response:\n"{json.dumps(answer)}"'
+
+
+def plain_v0_7(user: str, answer: str) -> dict[str, Any]:
+    text = (
+        "Please generate a concise, 5-word-or-less title for the conversation, using its same "
+        f"language, with no punctuation.\n\n{quote(user, answer)}\n\n||>Title:"
+    )
+    return {"messages": [{"role": "system", "content": text}], "max_tokens": 16}
+
+
+def function_v0_6(user: str, answer: str) -> dict[str, Any]:
+    text = (
+        "Write a concise title for this conversation in the given language. Title in 5 Words or "
+        f"Less.\n{quote(user, answer)}"
+    )
+    return {
+        "messages": [{"role": "system", "content": text}, *says("Language: English")],
+        "functions": [formatter(TITLE_FIELDS)],
+        "function_call": {"name": "output_formatter"},
+    }
+
+
+TITLES = (plain_now, json_now, tool_now, plain_v0_7, function_v0_6)
+TitleBody = Callable[[str, str], dict[str, Any]]
+
+
+def title_in(answer: ChatCompletion) -> str:
+    """The title, wherever the form that was asked for puts it."""
+    message = answer.choices[0].message
+    assert not message.model_extra
+    if message.function_call:
+        return str(json.loads(message.function_call.arguments)["title"])
+    if message.tool_calls:
+        call: Any = message.tool_calls[0]
+        return str(json.loads(call.function.arguments)["title"])
+    text = message.content or ""
+    return str(json.loads(text)["title"]) if text.startswith("{") else text
+
+
+def ask_title(proxy: Proxy, body: dict[str, Any]) -> str:
+    options = {"model": "gpt-3.5-turbo", "user": "u1", "stream": False}
+    response = proxy.post("/v1/chat/completions", {**options, **body})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-chatfold-side"] == "title"
+    answer = ChatCompletion.model_validate_json(response.text, strict=True)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 24
+    return title_in(answer)
+
+
+class InTheBackground:
+    """A title request on its way."""
+
+    def __init__(self, proxy: Proxy, body: dict[str, Any]) -> None:
+        self.titles: list[str] = []
+        self._thread = threading.Thread(target=lambda: self.titles.append(ask_title(proxy, body)))
+        self._thread.start()
+
+    def title(self) -> str:
+        self._thread.join(60)
+        (title,) = self.titles
+        return title
+
+
+def of_class(events: list[Event], cls: str) -> list[Event]:
+    return [e for e in events if e.get("cls") == cls]
+
+
+def assert_chat_first(events: list[Event]) -> None:
+    """Nothing of a side request was evaluated before the chat's answer was done."""
+    (done,) = [e for e in of_class(events, "chat") if e["event"] == "request_done"]
+    started = [e for e in of_class(events, "side") if e["event"] == "request_started"]
+    assert all(events.index(e) > events.index(done) for e in started)
+
+
+@pytest.mark.parametrize("body", TITLES)
+def test_a_title_before_and_after_the_answer_costs_the_chat_nothing(
+    shared: Proxy, body: TitleBody
+) -> None:
+    shared.wait_idle()
+    since, stored = len(shared.events()), len(shared.stored())
+    question = f"My name is Ada {uuid4().hex[:6]}. What is a lighthouse?"
+    before = InTheBackground(shared, body(question, ""))
+    time.sleep(0.004)
+    options = {"user": "u1", "max_tokens": 24}
+    first = shared.chat(says(question), **options)
+    answer = first["choices"][0]["message"]["content"]
+    title = before.title()
+    assert 0 < len(title) <= 60
+    assert (
+        first["usage"]["completion_tokens"] == 24 or first["choices"][0]["finish_reason"] == "stop"
+    )
+    assert_chat_first(shared.events()[since:])
+    assert ask_title(shared, body(question, answer))
+    known = {"role": "assistant", "content": answer}
+    usage = shared.chat([*says(question), known, *says("Why?")], **options)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 1
+    shared.wait_idle()
+    assert len(shared.stored()) == stored + 4
+
+
+def test_a_title_during_the_answer_waits_for_its_end(shared: Proxy) -> None:
+    shared.wait_idle()
+    since = len(shared.events())
+    question = f"Tell me of the sea. {uuid4().hex[:6]}"
+    answers: list[dict[str, Any]] = []
+
+    def chat() -> None:
+        bias = {"2": -100}
+        options = {"user": "u1", "max_tokens": 60, "logit_bias": bias}
+        answers.append(shared.chat(says(question), **options))
+
+    thread = threading.Thread(target=chat)
+    thread.start()
+    shared.wait_for_event("answering", lambda e: e["event"] == "first_token", since=since)
+    assert ask_title(shared, plain_now(question, ""))
+    thread.join(60)
+    assert answers[0]["usage"]["completion_tokens"] == 60
+    assert_chat_first(shared.events()[since:])
+
+
+def test_a_long_question_gets_its_title_from_the_chat_itself(shared: Proxy) -> None:
+    """The chat is in the cache already: only the instruction is evaluated."""
+    question = " ".join(f"Station {i} has a keeper." for i in range(60)) + uuid4().hex[:6]
+    shared.chat(says(question), user="u1", max_tokens=4)
+    body = {"model": "m", "user": "u1", "stream": False, **plain_now(question, "")}
+    usage = shared.post("/v1/chat/completions", body).json()["usage"]
+    assert usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] < 48
+    assert usage["prompt_tokens"] > 400
+
+
+def test_the_language_is_told_without_the_model(shared: Proxy) -> None:
+    since = len(shared.events())
+    fields = {"properties": {"language": {"type": "string"}}}
+    system = {"role": "system", "content": "Detect the language used in the following text."}
+    body = {
+        "messages": [system, *says("Was ist eine Katze und wie alt wird sie?")],
+        "functions": [formatter(fields)],
+        "function_call": {"name": "output_formatter"},
+    }
+    message = shared.chat(body.pop("messages"), **body)["choices"][0]["message"]
+    call = message["function_call"]
+    assert json.loads(call["arguments"]) == {"language": "German"}
+    assert not of_class(shared.events()[since:], "side")
+
+
+# -- LibreChat's own summaries -------------------------------------------------------------------
+
+CHECKPOINT = (
+    "Hold on, before you continue I need you to write me a checkpoint of everything so far. Your "
+    "context window is filling up and this checkpoint replaces the messages above."
+)
+
+
+def test_a_checkpoint_comes_from_what_is_stored_and_the_chat_goes_on_as_it_was(
+    shared: Proxy,
+) -> None:
+    shared.wait_idle()
+    name, options = f"Wanda{uuid4().hex[:6]}", {"user": "u1", "max_tokens": 16}
+    system = {"role": "system", "content": "You are a patient gardener who likes short answers."}
+    chat: list[dict[str, Any]] = []
+    for text in (f"My name is {name} and I keep bees.", "What do bees eat?", "And in winter?"):
+        chat += says(text)
+        chat.append(shared.chat([system, *chat], **options)["choices"][0]["message"])
+    shared.wait_idle()
+    since, stored = len(shared.events()), len(shared.stored())
+    asked = {"messages": [*chat, *says(CHECKPOINT)], "user": "u1", "stream": True}
+    response = shared.post("/v1/chat/completions", asked)
+    assert response.headers["x-chatfold-side"] == "checkpoint"
+    lines = response.text.split("\n\n")
+    assert lines[-2] == "data: [DONE]"
+    summary = json.loads(lines[1].removeprefix("data: "))["choices"][0]["delta"]["content"]
+    assert name in summary
+    assert not of_class(shared.events()[since:], "side")
+    assert len(shared.stored()) == stored
+    # From now on LibreChat sends its summary, the last turn, and what is new.
+    text = f"{system['content']}\n\n## Conversation Summary\n\n{summary}"
+    body = {
+        "messages": [{"role": "system", "content": text}, *chat[-2:], *says("Who am I?")],
+        **options,
+    }
+    context = shared.post("/api/context", body).json()["context"]
+    assert name in context[1]["text"]
+    assert "Conversation Summary" not in context[0]["text"]
+    usage = shared.post("/v1/chat/completions", body).json()["usage"]
+    assert usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] < 24
+
+
+def test_a_summary_of_0_6_comes_at_once_and_keeps_what_was_said(shared: Proxy) -> None:
+    since = len(shared.events())
+    text = (
+        "Summarize the conversation by integrating new lines into the current summary.\n\n"
+        "Current summary:\nAda keeps bees.\n\nNew lines:\nUser: My hive number 7 is blue.\n"
+        "AI: A fine colour.\n\nNew summary:"
+    )
+    answer = shared.chat([{"role": "system", "content": text}], user="u1")
+    content = answer["choices"][0]["message"]["content"]
+    assert content.startswith("Ada keeps bees.")
+    assert "hive number 7 is blue" in content
+    assert not of_class(shared.events()[since:], "side")

@@ -1,0 +1,67 @@
+"""LibreChat's own summaries: what asks for one, and requests that carry one. Pure.
+
+Since 0.8.5 LibreChat summarises by itself unless told not to. From then on it sends
+
+    system: PROMPT, blank line, ## Conversation Summary, blank line, TEXT     next request and later
+    user:   <summary> TEXT </summary> This is your own checkpoint ...         within the same run
+
+and none of the turns that the summary stands for. They are in the store all the same.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from memory.transcript import ASSISTANT, USER, Message, Transcript
+
+IN_SYSTEM = "## Conversation Summary\n\n"
+IN_MESSAGE = "<summary>\n"
+
+_BUFFER = re.compile(
+    r".*\bCurrent summary:\n(?P<summary>.*?)\n\nNew lines:\n(?P<lines>.*?)\n\nNew summary:\s*\Z",
+    re.DOTALL,
+)
+_CUT_OFF = re.compile(r"The following text is cut-off:\n(?P<lines>.*?)\n\nSummarize the", re.DOTALL)
+_SPEAKER = re.compile(r"^(?P<who>[^\s:][^\n:]{0,40}): ", re.MULTILINE)
+_USERS = ("user", "human")
+
+
+def without_summary(transcript: Transcript) -> Transcript | None:
+    """The transcript without LibreChat's own summary, or None where it has none."""
+    front, found, _ = transcript.system.rpartition(IN_SYSTEM)
+    if found:
+        return replace(transcript, system=front.rstrip())
+    first = transcript.messages[0] if transcript.messages else None
+    if first and first.role == USER and first.text.startswith(IN_MESSAGE):
+        return replace(transcript, messages=transcript.messages[1:])
+    return None
+
+
+def without_instruction(transcript: Transcript) -> Transcript:
+    """What a checkpoint is asked of: all but the last message."""
+    before = replace(transcript, messages=transcript.messages[:-1])
+    return without_summary(before) or before
+
+
+def to_summarise(text: str) -> tuple[str, tuple[Message, ...]]:
+    """What a request of 0.6 wants summarised: its current summary, "" if none, and the messages."""
+    found = _BUFFER.match(text) or _CUT_OFF.match(text)
+    if found is None:
+        return "", (Message(USER, text),)
+    return found.groupdict().get("summary", "").strip(), _messages(found["lines"])
+
+
+def _messages(lines: str) -> tuple[Message, ...]:
+    marks = list(_SPEAKER.finditer(lines))
+    if not marks:
+        return (Message(USER, lines),)
+    ends = [*(mark.start() for mark in marks[1:]), len(lines)]
+    return tuple(
+        Message(_role(mark["who"]), lines[mark.end() : end].strip())
+        for mark, end in zip(marks, ends, strict=True)
+    )
+
+
+def _role(who: str) -> str:
+    return USER if who.lower() in _USERS else ASSISTANT
