@@ -9,7 +9,7 @@ from math import ceil
 
 from memory.records import Node, Summary
 from memory.system import note_text
-from memory.transcript import ASSISTANT, USER, turn_starts
+from memory.transcript import ASSISTANT, TOOL, USER, turn_starts
 
 SYSTEM = "system"
 
@@ -65,20 +65,26 @@ class Context:
     it.
 
     When `continues` is true the model goes on with the last message, which is the assistant's.
+    `tools` are what the model may call: a JSON list as in OpenAI's requests, "" for none. The chat
+    template says where they stand.
     """
 
     messages: tuple[ContextMessage, ...]
     tokenizer: str
     continues: bool
     shape: Shape
+    tools: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The client's system prompt (or the model's own default) and its tokens."""
+    """What stands first: the client's system prompt (or the model's own default) and the tools,
+    each with its tokens."""
 
     text: str
     n_tokens: int
+    tools: str = ""
+    tools_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +165,7 @@ class _Draft:
 
     def cost(self, room: Room) -> int:
         # One system message in any case: the note of what was left out needs one.
-        markup = room.base_tokens + NOTE_TOKENS + room.message_tokens
+        markup = room.base_tokens + NOTE_TOKENS + room.message_tokens + self.system.tools_tokens
         verbatim = sum(n.n_tokens + room.message_tokens for n in self.nodes)
         return markup + self.head_tokens + verbatim
 
@@ -214,21 +220,28 @@ def _cut_texts(draft: _Draft, room: Room) -> _Draft:
     markup = MARKUP_SHARE * room.message_tokens * len(draft.nodes)
     if markup > room.prompt_tokens:
         most_messages = max(1, room.prompt_tokens // (MARKUP_SHARE * room.message_tokens))
-        draft = draft.without(len(draft.nodes) - most_messages)
+        draft = draft.without(_behind_results(draft.nodes, len(draft.nodes) - most_messages))
     markup = room.base_tokens + NOTE_TOKENS + room.message_tokens * (len(draft.nodes) + 1)
-    if draft.dropped and draft.nodes[0].role == ASSISTANT:
+    markup += draft.system.tools_tokens
+    if draft.dropped and draft.nodes[0].role != USER:
         # NO_USER stands before it, beside the note of what was left out.
         markup += room.message_tokens + NOTE_TOKENS
     share = max(1, room.prompt_tokens - markup)
-    system = System(draft.system.text + draft.told.text, draft.head_tokens)
-    most = _level([system.n_tokens, *(n.n_tokens for n in draft.nodes)], share)
-    text = cut_text(system.text, system.n_tokens, most)
+    head, n_head = draft.system.text + draft.told.text, draft.head_tokens
+    most = _level([n_head, *(n.n_tokens for n in draft.nodes)], share)
+    text = cut_text(head, n_head, most)
     return replace(
         draft,
-        system=System(text, min(system.n_tokens, most)),
+        system=replace(draft.system, text=text, n_tokens=min(n_head, most)),
         nodes=tuple(_cut_node(n, most) for n in draft.nodes),
         gone=(),
     )
+
+
+def _behind_results(nodes: Sequence[Node], cut: int) -> int:
+    """The cut moved behind results whose call would be gone; where nothing but results is left it
+    stays: of one call's very many results the newest are better than none."""
+    return next((i for i in range(cut, len(nodes)) if nodes[i].role != TOOL), cut)
 
 
 def _cut_node(node: Node, most: int) -> Node:
@@ -290,20 +303,22 @@ def _context(draft: _Draft, *, tokenizer: str) -> Context:
             verbatim_tokens=sum(n.n_tokens for n in nodes),
             summaries=len(draft.blocks),
             summary_tokens=summary_tokens,
-            system_tokens=draft.head_tokens - summary_tokens,
+            system_tokens=draft.head_tokens - summary_tokens + draft.system.tools_tokens,
             dropped_messages=draft.dropped,
         ),
+        tools=draft.system.tools,
     )
 
 
 def _alternate(nodes: Sequence[Node], tokenizer: str) -> list[ContextMessage]:
-    """User and assistant in turn, the user first, as most templates demand."""
+    """User and assistant in turn, the user first, as most templates demand; results of tools each
+    by itself."""
     out: list[ContextMessage] = []
-    if nodes and nodes[0].role == ASSISTANT:
+    if nodes and nodes[0].role != USER:
         out.append(ContextMessage(USER, (NO_USER,)))
     for before, node in pairwise([None, *nodes]):
         assert node is not None
-        if before is not None and before.role == node.role:
+        if before is not None and before.role == node.role != TOOL:
             out[-1] = ContextMessage(node.role, (*out[-1].parts, "\n\n", *_parts(node)))
         else:
             ids = node.token_ids if node.tokenizer == tokenizer else None

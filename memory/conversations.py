@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
+from memory.calls import RESULT_CLOSE, RESULT_OPEN
 from memory.compaction import covered
 from memory.context import Context, Room, System, assemble, fits
 from memory.overlap import attach
@@ -17,7 +18,7 @@ from memory.ports import Budget, TokenCounter
 from memory.records import Node, Summary
 from memory.store import Store
 from memory.system import note_text, split_system
-from memory.transcript import ASSISTANT, ROOT, USER, Message, Transcript, chain, extend
+from memory.transcript import ASSISTANT, ROOT, TOOL, USER, Message, Transcript, chain, extend
 
 ANSWER_TOKENS_LEAST = 16
 """A prompt that leaves less room than this for the answer is cut further."""
@@ -70,6 +71,7 @@ async def recognise(
     transcript: Transcript,
     *,
     system: str,
+    tools: str = "",
     client_id: str | None = None,
     split: bool = True,
 ) -> History:
@@ -87,6 +89,7 @@ async def recognise(
         place.digests,
         place.known,
         system=system,
+        tools=tools,
         new=_new_nodes(transcript.messages, place),
         split=split,
     )
@@ -131,6 +134,7 @@ async def revisit(
     digests: tuple[bytes, ...],
     *,
     system: str,
+    tools: str = "",
 ) -> History:
     """The same for a path that is stored already. Reads only. Raises StoreError."""
     return await _history(
@@ -141,22 +145,23 @@ async def revisit(
         digests,
         len(digests),
         system=system,
+        tools=tools,
         new=(),
         split=False,
     )
 
 
 async def without_store(
-    counter: TokenCounter, owner: str, transcript: Transcript, *, system: str
+    counter: TokenCounter, owner: str, transcript: Transcript, *, system: str, tools: str = ""
 ) -> History:
     """What can be said from the transcript alone, when memory cannot be read."""
     digests = chain(transcript.messages)
     nodes = _new_nodes(transcript.messages, _Place("", digests, 0))
-    texts = await counter.count([system, *(n.text for n in nodes)])
+    texts = await counter.count([system, *map(_weighed, nodes)])
     return History(
         owner=owner,
         conversation=conversation_id(owner, digests[0] if digests else ROOT),
-        system=System(system, texts[0]),
+        system=await _with_tools(counter, System(system, texts[0]), tools),
         digests=digests,
         active=(),
         written=(),
@@ -174,6 +179,7 @@ async def _history(
     known: int,
     *,
     system: str,
+    tools: str,
     new: tuple[Node, ...],
     split: bool,
 ) -> History:
@@ -187,13 +193,19 @@ async def _history(
     return History(
         owner=owner,
         conversation=conversation,
-        system=System(front, n_system),
+        system=await _with_tools(counter, System(front, n_system), tools),
         digests=digests,
         active=active,
         written=_longer(written, active),
         nodes=nodes,
         n_stored=len(stored),
     )
+
+
+async def _with_tools(counter: TokenCounter, system: System, tools: str) -> System:
+    if not tools:
+        return system
+    return replace(system, tools=tools, tools_tokens=await counter.count_tools(tools))
 
 
 def _split(
@@ -205,6 +217,9 @@ def _split(
     parts = split_system(system, past, visible=stored)
     if any(n.role == USER for n in new):
         return parts.front, stored, _told(new, front=parts.front, note=parts.note)
+    if any(n.role == TOOL for n in new):
+        # The turn goes on with a tool's result: it knows what it was told when it began.
+        return parts.front, stored, new
     # Counted anew with its other note.
     again = {"note": parts.note, "tokenizer": ""} if parts.note else {}
     return parts.front, _told(stored, **again), new
@@ -244,7 +259,7 @@ async def _counted(
 ) -> tuple[tuple[Node, ...], int]:
     """Counts what was never counted, or was counted by another model's tokenizer."""
     missing = [i for i, n in enumerate(nodes) if n.tokenizer != counter.tokenizer]
-    texts = [note_text(nodes[i].note) + nodes[i].text for i in missing]
+    texts = [_weighed(nodes[i]) for i in missing]
     counts = await counter.count([system, *texts])
     fresh = dict(
         zip(
@@ -254,6 +269,13 @@ async def _counted(
         )
     )
     return tuple(fresh.get(i, n) for i, n in enumerate(nodes)), counts[0]
+
+
+def _weighed(node: Node) -> str:
+    """What of a message is counted: with the words that stand around a tool's result."""
+    if node.role == TOOL:
+        return RESULT_OPEN + node.text + RESULT_CLOSE
+    return note_text(node.note) + node.text
 
 
 def _with_counts(nodes: Sequence[Node], counts: Sequence[int], tokenizer: str) -> tuple[Node, ...]:

@@ -19,11 +19,15 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from math import sqrt
 
+from memory.calls import split_calls
 from memory.language import JAPANESE, code_blocks, script, sentences, words
-from memory.transcript import USER, Message
+from memory.transcript import ASSISTANT, TOOL, USER, Message
 
 USER_FACTOR = 1.5
 """The user's statements before the assistant's chatter: they cannot be asked for again."""
+
+TOOL_FACTOR = 0.5
+"""For what tools returned: long, and what mattered of it is in the answer behind it."""
 
 FACT_FACTOR = 2.0
 """For a sentence with a number, a name inside it, or a quotation."""
@@ -43,7 +47,10 @@ LONGEST_CODE_CHARS = 400
 TRIES = 40
 """How many sentences in a row may be too long for the room left, before it is called full."""
 
-_LABELS = {True: ("ユーザー: ", "アシスタント: "), False: ("User: ", "Assistant: ")}
+_LABELS = {
+    True: {USER: "ユーザー: ", ASSISTANT: "アシスタント: ", TOOL: "ツール: "},
+    False: {USER: "User: ", ASSISTANT: "Assistant: ", TOOL: "Tool: "},
+}
 _WORD = re.compile(
     r"[A-Za-z\u00c0-\u024f][\w'’-]{2,}|\d[\d.,:]*|[\u0370-\u1fff]{3,}|[\uac00-\ud7af]{2,}"
     r"|[\u30a1-\u30faー]{2,}|[\u4e00-\u9fff々]+"
@@ -81,7 +88,7 @@ class _Unit:
 
     message: int
     offset: int
-    by_user: bool
+    role: str
     text: str
     words: frozenset[str]
     factor: float
@@ -99,7 +106,7 @@ def extractive(source: Sequence[Message], *, max_tokens: int, count: Callable[[s
     taken: list[_Unit] = []
     room, misses = max_tokens, 0
     for unit in _best_first(units):
-        cost = count(labels[unit.by_user] + unit.text + "\n")
+        cost = count(labels[unit.role] + unit.text + "\n")
         if cost <= room:
             taken.append(unit)
             room -= cost
@@ -131,16 +138,17 @@ def _units(source: Sequence[Message]) -> list[_Unit]:
     early: set[str] = set()
     units = []
     for i, message in enumerate(source):
-        for offset, text, code in _pieces(message.text):
+        spoken = split_calls(message.text)[0] if message.role == ASSISTANT else message.text
+        for offset, text, code in _pieces(spoken):
             if text not in seen:
                 seen.add(text)
                 words = frozenset(_content_words(text))
                 if not words:
                     continue
-                factor = _factor(message.role == USER, text, code=code)
+                factor = _factor(message.role, text, code=code)
                 factor *= 1.0 if words <= early else FIRST_FACTOR
                 early |= words
-                units.append(_Unit(i, offset, message.role == USER, text, words, factor))
+                units.append(_Unit(i, offset, message.role, text, words, factor))
     return units
 
 
@@ -152,8 +160,8 @@ def _pieces(text: str) -> Iterator[tuple[int, str, bool]]:
             yield offset, block, True
 
 
-def _factor(by_user: bool, text: str, *, code: bool) -> float:
-    factor = USER_FACTOR if by_user else 1.0
+def _factor(role: str, text: str, *, code: bool) -> float:
+    factor = {USER: USER_FACTOR, TOOL: TOOL_FACTOR}.get(role, 1.0)
     if code:
         return factor
     if _FACTUAL.search(text):
@@ -197,18 +205,17 @@ def _score(unit: _Unit, weight: dict[str, float]) -> float:
     return unit.factor * total / (len(unit.words) + SMOOTHING_WORDS)
 
 
-def _labels(source: Sequence[Message], units: Sequence[_Unit]) -> dict[bool, str]:
-    if len({unit.by_user for unit in units}) < 2:
-        return {True: "", False: ""}
+def _labels(source: Sequence[Message], units: Sequence[_Unit]) -> dict[str, str]:
+    if len({unit.role for unit in units}) < 2:
+        return dict.fromkeys(_LABELS[False], "")
     japanese = script("\n".join(message.text for message in source)) == JAPANESE
-    user, assistant = _LABELS[japanese]
-    return {True: user, False: assistant}
+    return _LABELS[japanese]
 
 
-def _joined(taken: Sequence[_Unit], labels: dict[bool, str]) -> str:
+def _joined(taken: Sequence[_Unit], labels: dict[str, str]) -> str:
     lines = []
-    speaker: bool | None = None
+    speaker = ""
     for unit in sorted(taken, key=lambda unit: (unit.message, unit.offset)):
-        lines.append(unit.text if unit.by_user is speaker else labels[unit.by_user] + unit.text)
-        speaker = unit.by_user
+        lines.append(unit.text if unit.role == speaker else labels[unit.role] + unit.text)
+        speaker = unit.role
     return "\n".join(lines)

@@ -60,6 +60,8 @@ class Job:
     digests: tuple[bytes, ...]
     system: str
     attempts: int = 0
+    tools: str = ""
+    """What the last request allowed the model to call: it stands in front of every context."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -198,6 +200,7 @@ class Keeper:
             job.conversation,
             job.digests,
             system=job.system,
+            tools=job.tools,
         )
 
     async def _next_step(self, history: History) -> Step | None:
@@ -216,7 +219,8 @@ class Keeper:
         """What the system prompt, the summaries and one more of them leave for verbatim turns."""
         budget, limits = self._host().budget, self._limits
         room = room_for(budget, limits, max_tokens=None)
-        head = history.system.n_tokens + sum(b.n_tokens for b in history.active)
+        head = history.system.n_tokens + history.system.tools_tokens
+        head += sum(b.n_tokens for b in history.active)
         markup = room.base_tokens + room.message_tokens + NOTE_TOKENS
         spare = limits.summary_tokens + budget.window_tokens // QUESTION_SHARE
         return room.prompt_tokens - head - markup - spare

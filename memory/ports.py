@@ -52,6 +52,10 @@ class TokenCounter(Protocol):
         """Tokens of each text by itself, markup counted as plain text."""
         ...
 
+    async def count_tools(self, tools: str) -> int:
+        """What these tools (memory.context.Context.tools) add to a prompt."""
+        ...
+
 
 class Completer(Protocol):
     """Writes text in the background: gives way to every user request, and goes on later."""

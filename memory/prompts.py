@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from memory.language import JAPANESE, language, script
-from memory.transcript import USER, Message
+from memory.transcript import TOOL, USER, Message
 
 CHAT = "chat"
 """The `language` of a style that follows the chat."""
@@ -139,7 +139,7 @@ def _fence_for(data: str) -> str:
 
 
 def _label(message: Message) -> str:
-    return "User" if message.role == USER else "Assistant"
+    return {USER: "User", TOOL: "Tool"}.get(message.role, "Assistant")
 
 
 def _indented(text: str) -> str:

@@ -10,6 +10,10 @@ import msgspec
 
 USER = "user"
 ASSISTANT = "assistant"
+TOOL = "tool"
+
+_TAGS = {USER: b"u", ASSISTANT: b"a", TOOL: b"t"}
+"""The role as one byte in a digest. Stores hold digests: none of these may ever change."""
 
 DIGEST_BYTES = 20
 """Length of every digest: blake2b (RFC 7693) cut at construction to 160 bits."""
@@ -21,8 +25,9 @@ ROOT = bytes(DIGEST_BYTES)
 # Not a frozen dataclass: with every request thousands of these are made, and a dataclass sets each
 # field by a call, which takes eight times as long. Without gc: two texts cannot make a cycle.
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """One message of the chain. `role` is USER or ASSISTANT; the system prompt is not part of
-    it.
+    """One message of the chain. `role` is USER, ASSISTANT or TOOL; the system prompt is not part
+    of it. An assistant's calls of tools are part of its text (memory.calls), a tool's text is its
+    result.
     """
 
     role: str
@@ -33,9 +38,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 class Transcript:
     """The messages of one request after normalisation.
 
-    `system` is the merged system prompt, "" where the client sent none. `messages` holds user and
-    assistant messages in the order sent, unmerged. When `continues` is true the last message is an
-    assistant's partial answer that the model is asked to carry on with.
+    `system` is the merged system prompt, "" where the client sent none. `messages` holds user,
+    assistant and tool messages in the order sent, unmerged. When `continues` is true the last
+    message is an assistant's partial answer that the model is asked to carry on with.
     """
 
     system: str
@@ -77,7 +82,7 @@ def turn_starts(roles: Sequence[str]) -> tuple[int, ...]:
     """Indices at which a turn begins: a user message that does not follow another user message.
 
     A leading assistant message belongs to a turn of its own. Two user messages in a row are one
-    turn: the first of them never got an answer.
+    turn: the first of them never got an answer. Tools' results lie inside the turn of their call.
 
     >>> turn_starts(["user", "assistant", "user", "user", "assistant"])
     (0, 2)
@@ -90,6 +95,5 @@ def turn_starts(roles: Sequence[str]) -> tuple[int, ...]:
 def _hash(parent: bytes, message: Message) -> bytes:
     # The role goes in as one tag byte, so that no text can imitate another role's message. Joined
     # first and hashed at once: one call a message instead of three, where thousands are chained.
-    tag = b"u" if message.role == USER else b"a"
     text = canonical(message).encode("utf-8", "surrogatepass")
-    return blake2b(parent + tag + text, digest_size=DIGEST_BYTES).digest()
+    return blake2b(parent + _TAGS[message.role] + text, digest_size=DIGEST_BYTES).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +24,10 @@ SUMMARY_SAMPLING = Sampling(temperature=0.0, repeat_penalty=1.1)
 """Summaries are not to surprise anybody. The penalty is for small models, which loop without
 one.
 """
+
+
+TOOLS_KEPT = 64
+"""Sets of tools whose tokens are remembered: a client sends the same with every request."""
 
 
 class BackgroundModel:
@@ -86,6 +91,7 @@ class EngineTokens:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._tools: OrderedDict[tuple[str, str], int] = OrderedDict()
 
     @property
     def tokenizer(self) -> str:
@@ -93,6 +99,14 @@ class EngineTokens:
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         return await self._engine.count(texts)
+
+    async def count_tools(self, tools: str) -> int:
+        key = self.tokenizer, tools
+        if key not in self._tools:
+            self._tools[key] = await self._engine.count_tools(tools)
+            if len(self._tools) > TOOLS_KEPT:
+                self._tools.popitem(last=False)
+        return self._tools[key]
 
     def host(self) -> Host:
         """Raises EngineUnavailable before the model was loaded for the first time."""

@@ -139,6 +139,16 @@ Event = Started | Delta | Finished
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """How the model sets its reasoning apart. With `first` an answer begins inside of it: the
+    prompt ends with the opening tag."""
+
+    opening: str = "<think>"
+    closing: str = "</think>"
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is known about the model once it is loaded.
 
@@ -151,6 +161,7 @@ class ModelInfo:
     budget: Budget
     default_system: str
     details: dict[str, Any] = field(default_factory=dict)
+    thinking: Thinking = Thinking()
 
 
 class Engine(Protocol):
@@ -179,6 +190,10 @@ class Engine(Protocol):
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text by itself. Raises EngineUnavailable."""
+        ...
+
+    async def count_tools(self, tools: str) -> int:
+        """Tokens that these tools (Context.tools) add to a prompt. Raises EngineUnavailable."""
         ...
 
     def generate(self, request: Generate) -> AbstractAsyncContextManager[AsyncIterator[Event]]:

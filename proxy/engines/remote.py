@@ -35,6 +35,7 @@ from proxy.engines.base import (
     ModelInfo,
     Priority,
     QueueFull,
+    RequestRefused,
 )
 from proxy.engines.remote_call import Call
 from proxy.engines.remote_http import Answer, Http, Unreachable
@@ -151,6 +152,9 @@ class RemoteEngine:
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         return await self._counter.count(texts)
+
+    async def count_tools(self, tools: str) -> int:
+        raise RequestRefused("Tools cannot be used with a remote server yet.")
 
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:

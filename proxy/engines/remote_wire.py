@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from memory.calls import RESULT_CLOSE, RESULT_OPEN
 from memory.context import Context, ContextMessage
+from memory.transcript import TOOL, USER
 from proxy.engines.base import (
     ContextOverflow,
     EngineError,
@@ -95,12 +97,20 @@ def body(
 
 
 def messages(context: Context) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": _text(m)} for m in context.messages]
+    return [_message(m) for m in context.messages]
 
 
-def _text(message: ContextMessage) -> str:
+def _message(message: ContextMessage) -> dict[str, str]:
+    """Results of tools as the user's: a server wants ids with them, which are not kept."""
+    text = _text(message.text)
+    if message.role == TOOL:
+        return {"role": USER, "content": RESULT_OPEN + text + RESULT_CLOSE}
+    return {"role": message.role, "content": text}
+
+
+def _text(text: str) -> str:
     # Lone surrogates cannot be encoded: they become U+FFFD.
-    return message.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def sampling_fields(sampling: Sampling) -> dict[str, Any]:

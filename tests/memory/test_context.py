@@ -28,10 +28,10 @@ from memory.context import (
 from memory.records import EXTRACTIVE, Node, Summary
 from memory.system import note_text
 from memory.tokens import TiktokenCounter
-from memory.transcript import ASSISTANT, ROOT, USER, Message, extend, turn_starts
+from memory.transcript import ASSISTANT, ROOT, TOOL, USER, Message, extend, turn_starts
 
 TOKENIZER = "words"
-ROLES = st.sampled_from([USER, ASSISTANT])
+ROLES = st.sampled_from([USER, ASSISTANT, TOOL])
 ROOMS = st.builds(
     Room,
     prompt_tokens=st.integers(1, 600),
@@ -75,7 +75,11 @@ def chat(*lengths: int) -> list[Node]:
     ]
 
 
-SYSTEMS = st.integers(0, 200).map(lambda n: System("sys " * n, n))
+SYSTEMS = st.builds(
+    lambda n, n_tools: System("sys " * n, n, "[{}]" if n_tools else "", n_tools),
+    st.integers(0, 200),
+    st.sampled_from([0, 0, 7, 60]),
+)
 BLOCKS = st.lists(st.integers(1, 60), max_size=6).map(
     lambda lengths: [block(i, n) for i, n in enumerate(lengths)]
 )
@@ -146,7 +150,7 @@ def test_user_and_assistant_take_turns_and_the_user_begins(
     context = assemble(system=system, blocks=blocks, nodes=nodes, room=room, tokenizer=TOKENIZER)
     roles = [m.role for m in context.messages if m.role != "system"]
     assert roles[0] == USER
-    assert all(a != b for a, b in pairwise(roles))
+    assert all(a != b or a == TOOL for a, b in pairwise(roles))
     assert context.continues == (nodes[-1].role == ASSISTANT)
 
 
@@ -254,6 +258,43 @@ def test_without_a_system_prompt_summaries_stand_alone() -> None:
     )
 
 
+def test_results_of_tools_stand_each_by_itself() -> None:
+    calls = node(ASSISTANT, "two calls", 2)
+    context = whole([node(USER, "hi", 1), calls, node(TOOL, "one", 1), node(TOOL, "two", 1)])
+    assert [(m.role, m.text) for m in context.messages] == [
+        (USER, "hi"),
+        (ASSISTANT, "two calls"),
+        (TOOL, "one"),
+        (TOOL, "two"),
+    ]
+    assert not context.continues
+
+
+def test_a_turn_of_very_many_messages_never_begins_with_a_result_whose_call_is_gone() -> None:
+    rounds = [n for _ in range(40) for n in (node(ASSISTANT, "call", 1), node(TOOL, "42", 1))]
+    turn = [node(USER, "question", 1), *rounds]
+    for prompt_tokens in range(60, 400, 7):
+        room = Room(prompt_tokens=prompt_tokens, message_tokens=4, base_tokens=2, step_tokens=9)
+        context = assemble(
+            system=System("", 0), blocks=(), nodes=turn, room=room, tokenizer=TOKENIZER
+        )
+        roles = [m.role for m in context.messages if m.role != "system"]
+        assert roles == [USER] or roles[:2] == [USER, ASSISTANT] or set(roles[1:]) == {TOOL}
+        assert TOOL not in roles or ASSISTANT in roles or roles == [USER, TOOL]
+        assert cost(context, room) <= prompt_tokens
+
+
+def test_tools_take_room_and_are_never_cut() -> None:
+    system = System("Be kind. " * 40, 120, '[{"type": "function"}]', 50)
+    room = Room(prompt_tokens=120, message_tokens=3, base_tokens=2, step_tokens=10)
+    context = assemble(
+        system=system, blocks=(), nodes=chat(30, 30, 30), room=room, tokenizer=TOKENIZER
+    )
+    assert context.tools == system.tools
+    assert cost(context, room) <= room.prompt_tokens
+    assert CUT in context.messages[0].text
+
+
 # what goes when it does not fit
 
 
@@ -263,6 +304,7 @@ def test_never_longer_than_the_room_while_anything_can_be_cut(
 ) -> None:
     newest = nodes[turn_starts([n.role for n in nodes])[-1] :]
     markup = room.base_tokens + NOTE_TOKENS + room.message_tokens * (len(newest) + 1)
+    markup += system.tools_tokens
     # One token for each text of the newest turn and for the system prompt: no text is cut away.
     assume(room.prompt_tokens >= markup + len(newest) + 1)
     context = assemble(system=system, blocks=blocks, nodes=nodes, room=room, tokenizer=TOKENIZER)
@@ -276,7 +318,9 @@ def lasting(nodes: list[Node], room: Room) -> list[Node]:
     markup = MARKUP_SHARE * room.message_tokens
     if markup * len(newest) <= room.prompt_tokens:
         return newest
-    return newest[-max(1, room.prompt_tokens // markup) :]
+    few = newest[-max(1, room.prompt_tokens // markup) :]
+    # Results go with their call, unless there is nothing else.
+    return few[next((i for i, n in enumerate(few) if n.role != TOOL), 0) :]
 
 
 @given(SYSTEMS, BLOCKS, NODES, ROOMS)

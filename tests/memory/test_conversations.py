@@ -29,7 +29,7 @@ from memory.policy import Policy
 from memory.ports import Budget
 from memory.records import EXTRACTIVE, Summary
 from memory.store import Store
-from memory.transcript import ASSISTANT, ROOT, USER, Message, Transcript, chain, extend
+from memory.transcript import ASSISTANT, ROOT, TOOL, USER, Message, Transcript, chain, extend
 
 POLICY = Policy(name="test", high=200, low=90)
 ROOMY = Room(prompt_tokens=10_000, message_tokens=3, base_tokens=2, step_tokens=100)
@@ -58,6 +58,9 @@ class Words:
     async def count(self, texts: Sequence[str]) -> list[int]:
         self.asked += texts
         return [len(t.split()) * self.factor for t in texts]
+
+    async def count_tools(self, tools: str) -> int:
+        return len(tools.split()) * self.factor
 
 
 def talk(*texts: str) -> list[Message]:
@@ -574,3 +577,65 @@ async def test_an_answer_is_stored_under_the_last_message(store: Store) -> None:
     assert {n.created_at for n in nodes} == {7.0}
     assert (reply.n_tokens, reply.token_ids, reply.tokenizer) == (4, ids(1), "words")
     assert question.front == "Be kind."
+
+
+# tools
+
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+@pytest.mark.anyio
+async def test_a_turn_with_tools_is_found_again_step_by_step(store: Store) -> None:
+    asked = [Message(USER, "The weather in Paris?")]
+    await answer(store, asked, CALL, token_ids=ids(7, 8))
+    resulted = [*asked, Message(ASSISTANT, CALL), Message(TOOL, "sunny")]
+    history = await place(store, resulted)
+    assert (history.n_stored, len(history.new)) == (2, 1)
+    assert history.nodes[1].token_ids == ids(7, 8)
+    await answer(store, resulted, "It is sunny.")
+    later = [*resulted, Message(ASSISTANT, "It is sunny."), Message(USER, "And Rome?")]
+    history = await place(store, later)
+    assert history.n_stored == 4
+    assert [n.role for n in history.nodes] == [USER, ASSISTANT, TOOL, ASSISTANT, USER]
+
+
+@pytest.mark.anyio
+async def test_a_result_is_counted_with_the_words_around_it(store: Store) -> None:
+    counter = Words()
+    await place(store, [*talk("hi", CALL), Message(TOOL, "sunny")], counter=counter)
+    assert "<tool_response>\nsunny\n</tool_response>" in counter.asked
+
+
+@pytest.mark.anyio
+async def test_tools_stand_in_the_context_and_are_counted(store: Store) -> None:
+    tools = '[{"name": "one two three"}]'
+    transcript = Transcript("Be kind.", tuple(talk("hi")))
+    history = await recognise(store, Words(), "ann", transcript, system="Be kind.", tools=tools)
+    assert history.system.tools_tokens == len(tools.split())
+    context = context_for(history, POLICY, ROOMY, tokenizer="words").context
+    assert context.tools == tools
+    without = await place(store, talk("hi"))
+    assert context_for(without, POLICY, ROOMY, tokenizer="words").context.tools == ""
+
+
+@pytest.mark.anyio
+async def test_a_system_prompt_that_changes_between_call_and_result_is_not_told_twice(
+    store: Store,
+) -> None:
+    """The turn goes on: what stands before its question would break the prefix if it changed."""
+    first = await place(store, talk("hi"), system="Be kind. Now: 10:00.")
+    nodes, _ = answered(
+        first, text="ok", n_tokens=1, token_ids=None, tokenizer="words", created_at=1.0
+    )
+    await store.append("ann", nodes, conversation=first.conversation)
+    asked = talk("hi", "ok", "weather?")
+    second = await place(store, asked, system="Be kind. Now: 10:01.")
+    nodes, _ = answered(
+        second, text=CALL, n_tokens=1, token_ids=None, tokenizer="words", created_at=1.0
+    )
+    await store.append("ann", nodes, conversation=second.conversation)
+    resulted = [*asked, Message(ASSISTANT, CALL), Message(TOOL, "sunny")]
+    third = await place(store, resulted, system="Be kind. Now: 10:02.")
+    before = context_for(second, POLICY, ROOMY, tokenizer="words").context.messages
+    after = context_for(third, POLICY, ROOMY, tokenizer="words").context.messages
+    assert after[: len(before)] == before

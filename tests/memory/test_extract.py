@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from memory.extract import cut, extractive
 from memory.language import LONGEST_SENTENCE_CHARS, language, script, sentences
-from memory.transcript import ASSISTANT, USER, Message
+from memory.transcript import ASSISTANT, TOOL, USER, Message
 
 ROOT = Path(__file__).parents[2]
 LOCOMO = Path(os.environ.get("CHATFOLD_SHARED", ROOT.parent / "shared")) / "data" / "locomo"
@@ -270,3 +270,15 @@ def _at_random(messages: list[Message], room: int) -> str:
             taken.append(sentence)
             room -= count(sentence)
     return "\n".join(taken)
+
+
+def test_calls_of_tools_are_not_quoted_and_results_say_whose_they_are() -> None:
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    source = [
+        Message(USER, "My sister Mary flies to Paris on 3 May."),
+        Message(ASSISTANT, f"Let me look at the weather.\n{call}"),
+        Message(TOOL, "Paris: 21 degrees, sunny."),
+    ]
+    text = extractive(source, max_tokens=100, count=lambda t: len(t.split()))
+    assert "tool_call" not in text
+    assert "Tool: Paris: 21 degrees, sunny." in text

@@ -12,6 +12,7 @@ from memory.transcript import (
     ASSISTANT,
     DIGEST_BYTES,
     ROOT,
+    TOOL,
     USER,
     Message,
     Transcript,
@@ -22,7 +23,7 @@ from memory.transcript import (
     turn_starts,
 )
 
-ROLES = st.sampled_from([USER, ASSISTANT])
+ROLES = st.sampled_from([USER, ASSISTANT, TOOL])
 # Lone surrogates too: JSON may hold them, and UTF-8 cannot.
 TEXTS = st.text(st.characters(), max_size=12) | st.sampled_from(["", " ", "ok", "\ud800", "u", "a"])
 MESSAGES = st.lists(st.builds(Message, ROLES, TEXTS), max_size=12)
@@ -163,7 +164,7 @@ def test_every_turn_but_the_first_begins_with_the_user(roles: list[str]) -> None
     starts = turn_starts(roles)
     assert starts[0] == 0
     assert all(a < b for a, b in pairwise(starts))
-    assert all(roles[i] == USER and roles[i - 1] == ASSISTANT for i in starts[1:])
+    assert all(roles[i] == USER and roles[i - 1] != USER for i in starts[1:])
 
 
 @given(st.lists(ROLES, max_size=20), st.lists(ROLES, max_size=20))

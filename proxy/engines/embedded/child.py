@@ -26,6 +26,7 @@ from proxy.engines.embedded.protocol import (
     Cancel,
     Command,
     Count,
+    CountTools,
     Forget,
     Load,
     Read,
@@ -239,8 +240,18 @@ class Reader:
             case Count(id=id_, texts=texts):
                 counts = tuple(self._prompter.count(t) for t in texts)
                 self._outbox.send(protocol.Counted(id=id_, counts=counts))
+            case CountTools():
+                self._count_tools(command)
             case Load():
                 raise ValueError("a second Load")
+
+    def _count_tools(self, command: CountTools) -> None:
+        try:
+            cost = self._prompter.tools_cost(command.tools)
+        except TemplateError:
+            # The request itself will be refused for the same reason, with a sentence.
+            cost = self._prompter.count(command.tools)
+        self._outbox.send(protocol.Counted(id=command.id, counts=(cost,)))
 
     def _submit(self, submit: Submit) -> None:
         try:
@@ -248,6 +259,7 @@ class Reader:
                 submit.messages,
                 answer_header=submit.max_tokens != 0,
                 continues=submit.continues,
+                tools=submit.tools,
             )
         except TemplateError as exc:
             self._refuse(submit.id, "refused", str(exc))
@@ -305,6 +317,8 @@ def _loaded(load: Load, llama: Llama, prompter: Prompter) -> protocol.Loaded:
         message_tokens=each,
         base_tokens=once,
         default_system=prompter.default_system(),
+        think_tags=prompter.template.think_tags,
+        thinks_first=prompter.template.thinks_first,
         details={
             "architecture": llama.meta("general.architecture"),
             "description": llama.description(),

@@ -32,6 +32,7 @@ from proxy.engines.base import (
     ReaderStalled,
     RequestRefused,
     Started,
+    Thinking,
 )
 from proxy.engines.embedded import protocol
 from proxy.engines.embedded.protocol import Cancel, Count, Load, Part, Submit
@@ -164,18 +165,24 @@ class EmbeddedEngine:
     async def count(self, texts: Sequence[str]) -> list[int]:
         if not texts:
             return []
+        return await self._counted(Count(id=next(self._ids), texts=tuple(texts)))
+
+    async def count_tools(self, tools: str) -> int:
+        (cost,) = await self._counted(protocol.CountTools(id=next(self._ids), tools=tools))
+        return cost
+
+    async def _counted(self, command: Count | protocol.CountTools) -> list[int]:
         await self._until_loaded()
-        id_ = next(self._ids)
         future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        self._counts[id_] = future
+        self._counts[command.id] = future
         try:
-            self._send(Count(id=id_, texts=tuple(texts)))
+            self._send(command)
             async with asyncio.timeout(COUNT_S):
                 return await future
         except TimeoutError as exc:
             raise EngineUnavailable("The model process does not answer.") from exc
         finally:
-            self._counts.pop(id_, None)
+            self._counts.pop(command.id, None)
 
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
@@ -359,7 +366,12 @@ class EmbeddedEngine:
     def _on_loaded(self, reply: protocol.Loaded) -> None:
         budget = Budget(reply.window_tokens, reply.message_tokens, reply.base_tokens)
         self.info = ModelInfo(
-            reply.name, reply.fingerprint, budget, reply.default_system, dict(reply.details)
+            reply.name,
+            reply.fingerprint,
+            budget,
+            reply.default_system,
+            dict(reply.details),
+            Thinking(*reply.think_tags, first=reply.thinks_first),
         )
         self._trouble = ""
         log.info("model %s loaded, window %d tokens", reply.name, reply.window_tokens)
@@ -450,6 +462,7 @@ def _submit(id_: int, request: Generate) -> Submit:
         logit_bias=s.logit_bias,
         stop=s.stop,
         unread_most=UNREAD_MOST,
+        tools=request.context.tools,
     )
 
 

@@ -74,6 +74,7 @@ class Llama:
             C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
         )
         self._pieces: dict[int, bytes] = {}
+        self._revealed: frozenset[int] = frozenset()
 
     # -- the model -------------------------------------------------------------------------------
 
@@ -131,10 +132,16 @@ class Llama:
             room = -n
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a generated token. Control tokens are nothing."""
+        """The bytes of a generated token. Control tokens are nothing, but for revealed ones."""
         if token not in self._pieces:
-            self._pieces[token] = self._piece(token, special=False)
+            self._pieces[token] = self._piece(token, special=token in self._revealed)
         return self._pieces[token]
+
+    def reveal(self, tags: Sequence[str]) -> None:
+        """Of these texts, each that is one token is read as text when it is generated."""
+        found = [self.tokenize(tag, markup=True) for tag in tags]
+        self._revealed = frozenset(tokens[0] for tokens in found if len(tokens) == 1)
+        self._pieces.clear()
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(64)

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 from proxy.engines.embedded.llama import TOKEN_BYTES, Llama, from_bytes
 from proxy.engines.embedded.protocol import Part
-from proxy.engines.embedded.template import CHATML, ChatTemplate, Markup, TemplateError
+from proxy.engines.embedded.template import CHATML, ChatTemplate, Content, Markup, TemplateError
+from proxy.engines.embedded.tools import in_own_form, results_as_user, told_in_system
+
+TAGS = ("<tool_call>", "</tool_call>", "<|python_tag|>")
+"""What models write around calls of tools. Where it is one control token, it must be seen."""
 
 CACHED_TEXTS = 4096
 """Texts whose tokens are remembered: a context's older messages come again with every request."""
@@ -24,25 +28,44 @@ class Prompter:
             bos=llama.special_text(llama.bos),
             eos=llama.special_text(llama.eos),
         )
+        llama.reveal((*TAGS, *self.template.think_tags))
 
     def tokens(
-        self, messages: Sequence[Part], *, answer_header: bool, continues: bool
+        self,
+        messages: Sequence[Part],
+        *,
+        answer_header: bool,
+        continues: bool,
+        tools: str = "",
     ) -> list[int]:
-        """The prompt, token by token. Raises TemplateError."""
-        messages = self._fold_system(messages)
+        """The prompt, token by token. `tools` is a JSON list. Raises TemplateError."""
+        if tools and not self.template.takes_tools:
+            messages, tools = told_in_system(messages, tools), ""
+        messages = self._in_roles(self._fold_system(messages))
         segments = self.template.render(
-            [m.role for m in messages], answer_header=answer_header, continues=continues
+            [m.role for m in messages],
+            answer_header=answer_header,
+            continues=continues,
+            tools=tools,
         )
         tokens: list[int] = []
         for segment in segments:
             if isinstance(segment, Markup):
                 tokens += self._text(segment.text, markup=True, first=not tokens)
-            else:
+            elif isinstance(segment, Content):
                 tokens += self._content(messages[segment.index], first=not tokens)
+            else:
+                tokens += self._text(segment.text, markup=False, first=not tokens)
         return self._with_bos(tokens)
 
     def count(self, text: str) -> int:
         return len(self._text(text, markup=False, first=False))
+
+    def tools_cost(self, tools: str) -> int:
+        """Tokens that the tools add to a prompt. Raises TemplateError."""
+        chat = [Part(role="system", parts=()), Part(role="user", parts=())]
+        bare = self.tokens(chat, answer_header=True, continues=False)
+        return len(self.tokens(chat, answer_header=True, continues=False, tools=tools)) - len(bare)
 
     def overhead(self) -> tuple[int, int]:
         """(tokens around each message, tokens once), so that n messages, whoever begins and ends,
@@ -110,6 +133,13 @@ class Prompter:
             return [Part(role="user", parts=system.parts), *rest]
         first = Part(role="user", parts=(*system.parts, "\n\n", *rest[0].parts))
         return [first, *rest[1:]]
+
+    def _in_roles(self, messages: Sequence[Part]) -> Sequence[Part]:
+        """Calls and results of tools as this template's models know them."""
+        messages = [
+            in_own_form(m, self.template.form) if m.role == "assistant" else m for m in messages
+        ]
+        return messages if self.template.takes_results else results_as_user(messages)
 
     def _with_bos(self, tokens: list[int]) -> list[int]:
         llama = self._llama

@@ -68,6 +68,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     unread_most: int = 256
     """Texts that may be on their way to a reader that has not taken them: with so many of them
     the request is left out of the batches."""
+    tools: str = ""
+    """A JSON list for the chat template, "" for none."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -87,13 +89,20 @@ class Count(msgspec.Struct, frozen=True, tag=True):
     texts: tuple[str, ...]
 
 
+class CountTools(msgspec.Struct, frozen=True, tag=True):
+    """Answered by Counted with one number: what the tools add to a prompt."""
+
+    id: int
+    tools: str
+
+
 class Forget(msgspec.Struct, frozen=True, tag=True):
     """Everything of this owner leaves the KV cache and the disk."""
 
     owner: str
 
 
-Command = Load | Submit | Cancel | Read | Count | Forget
+Command = Load | Submit | Cancel | Read | Count | CountTools | Forget
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -104,6 +113,9 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     base_tokens: int
     default_system: str
     details: dict[str, str | int | float | bool]
+    think_tags: tuple[str, str] = ("<think>", "</think>")
+    thinks_first: bool = False
+    """The header of an answer opens its reasoning."""
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):

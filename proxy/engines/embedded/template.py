@@ -1,6 +1,7 @@
 """The model's own chat template, rendered so that text stays text.
 
-A template is run with a marker in the place of each message's content. What the template wrote
+A template is run with a marker in the place of each message's content (and of texts in the tools
+that could hold markup). What the template wrote
 itself is tokenized with markup recognised, what stands for a marker is not: `<|im_end|>` typed by
 a user is eight characters and ends nothing. Format: Jinja2 as in Hugging Face's chat templates,
 stored in GGUF under tokenizer.chat_template.
@@ -19,6 +20,8 @@ from typing import Any
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from proxy.engines.embedded.tools import PROBE, PROBES, family, in_json, masked, read
 
 CHATML = (
     "{% for message in messages %}"
@@ -58,32 +61,65 @@ class Content:
     index: int
 
 
-Segment = Markup | Content
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A text out of the tools stands here: text like a message's."""
+
+    text: str
+
+
+Segment = Markup | Content | Told
+
+THINK_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+"""What models put around their reasoning. The first pair is taken where a template shows none."""
 
 
 class ChatTemplate:
     def __init__(self, source: str, *, bos: str, eos: str) -> None:
         """Raises TemplateError if `source` is no template."""
         self._nonce = secrets.token_hex(8)
-        self._marker = re.compile(f"\ue000{self._nonce}:([0-9]+)\ue001")
+        self._marker = re.compile(f"\ue000{self._nonce}:([mtj][0-9]+)\ue001")
         self._constants = {"bos_token": bos, "eos_token": eos}
         try:
-            self._template = _environment().from_string(source)
+            self._template = self._environment().from_string(source)
         except jinja2.TemplateError as exc:
             raise TemplateError(f"The chat template does not parse: {exc}") from exc
         self.takes_system = self._probe_system()
+        self.takes_tools = self._probe_tools()
+        self.takes_results = self.takes_tools and self._probe_results()
+        self.form = family(source)
+        self.think_tags = next((pair for pair in THINK_TAGS if pair[1] in source), THINK_TAGS[0])
+        self.thinks_first = self._probe_thinking()
 
     def render(
-        self, roles: Sequence[str], *, answer_header: bool, continues: bool = False
+        self,
+        roles: Sequence[str],
+        *,
+        answer_header: bool,
+        continues: bool = False,
+        tools: str = "",
     ) -> tuple[Segment, ...]:
         """Segments for messages of these roles, in order.
 
         With `answer_header` the header of the assistant's answer follows. With `continues` the
         text ends right behind the last message's content, so that the model goes on with it.
-        Raises TemplateError if the template refuses the roles or loses a message.
+        An answer at the end stands as it will when more follows: some templates put an empty
+        thought before the last one. `tools` is a JSON list, "" for none. Raises TemplateError
+        if the template refuses the roles or loses a message.
         """
-        text = self._run(roles, answer_header=answer_header and not continues)
-        segments = tuple(self._split(text))
+        told: list[str] = []
+        given = masked(read(tools), lambda text: self._told(told, text)) or None
+        header = answer_header and not continues
+        text = self._run(roles, answer_header=header, tools=given)
+        if roles and roles[-1] == "assistant" and not header:
+            text = self._as_history(roles, text, tools=given)
+        segments = tuple(self._split(text, told))
         present = {s.index for s in segments if isinstance(s, Content)}
         if missing := set(range(len(roles))) - present:
             raise TemplateError(f"The chat template leaves out message {min(missing) + 1}.")
@@ -110,10 +146,61 @@ class ChatTemplate:
         except TemplateError:
             return False
 
-    def _mark(self, index: int) -> str:
-        return f"\ue000{self._nonce}:{index}\ue001"
+    def _probe_tools(self) -> bool:
+        try:
+            return PROBE in self._run(["user"], answer_header=False, tools=list(PROBES))
+        except TemplateError:
+            return False
 
-    def _run(self, roles: Sequence[str], *, answer_header: bool) -> str:
+    def _probe_results(self) -> bool:
+        roles = ["user", "assistant", "tool"]
+        try:
+            return self._mark(2) in self._run(roles, answer_header=False, tools=list(PROBES))
+        except TemplateError:
+            return False
+
+    def _probe_thinking(self) -> bool:
+        """Whether the header of an answer opens its reasoning already."""
+        try:
+            header = self._run(["user"], answer_header=True).split(self._mark(0))[-1]
+        except TemplateError:
+            return False
+        opening, closing = self.think_tags
+        return header.rfind(opening) > header.rfind(closing)
+
+    def _as_history(self, roles: Sequence[str], text: str, *, tools: Any) -> str:
+        """The text of a prompt that ends with an answer, as it is when a question follows."""
+        last = self._mark(len(roles) - 1)
+        try:
+            longer = self._run([*roles, "user"], answer_header=False, tools=tools)
+        except TemplateError:
+            return text
+        if last not in longer or last not in text:
+            return text
+        return longer[: longer.rindex(last)] + text[text.rindex(last) :]
+
+    def _mark(self, index: int) -> str:
+        return f"\ue000{self._nonce}:m{index}\ue001"
+
+    def _told(self, told: list[str], text: str) -> str:
+        """A marker for a text of the tools, which is remembered in `told`."""
+        told.append(text)
+        return f"\ue000{self._nonce}:t{len(told) - 1}\ue001"
+
+    def _tojson(self, value: Any, **options: Any) -> str:
+        """As Hugging Face's. Markers in it stand for texts inside quotes from here on."""
+        text = json.dumps(value, **(options | {"ensure_ascii": False}))
+        return text.replace(f"\ue000{self._nonce}:t", f"\ue000{self._nonce}:j")
+
+    def _environment(self) -> ImmutableSandboxedEnvironment:
+        # The settings Hugging Face renders chat templates with.
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = self._tojson
+        return environment
+
+    def _run(self, roles: Sequence[str], *, answer_header: bool, tools: Any = None) -> str:
         messages = [{"role": r, "content": self._mark(i)} for i, r in enumerate(roles)]
         try:
             return self._template.render(
@@ -121,17 +208,21 @@ class ChatTemplate:
                 add_generation_prompt=answer_header,
                 raise_exception=_raise,
                 strftime_now=lambda f: datetime.now().strftime(f),
-                tools=None,
+                tools=tools,
                 **self._constants,
             )
         except TEMPLATE_FAILURES as exc:
             raise TemplateError(f"The chat template refuses these messages: {exc}") from exc
 
-    def _split(self, text: str) -> list[Segment]:
+    def _split(self, text: str, told: Sequence[str]) -> list[Segment]:
         segments: list[Segment] = []
         for i, piece in enumerate(self._marker.split(text)):
             if i % 2:
-                segments.append(Content(int(piece)))
+                kind, index = piece[0], int(piece[1:])
+                if kind == "m":
+                    segments.append(Content(index))
+                else:
+                    segments.append(Told(in_json(told[index]) if kind == "j" else told[index]))
             elif piece:
                 segments.append(Markup(piece))
         return segments
@@ -147,15 +238,6 @@ class _Generation(Extension):
     def parse(self, parser: Any) -> Any:
         parser.stream.skip(1)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    # The settings Hugging Face renders chat templates with.
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
-    return environment
 
 
 def _raise(message: str) -> None:
