@@ -32,6 +32,7 @@ STORE_FILES = {
 LLAMA_FILES = {
     "proxy/engines/embedded/llama.py",
     "proxy/engines/embedded/loading.py",
+    "proxy/engines/embedded/sampling.py",
 }
 
 ONE_DOOR = {

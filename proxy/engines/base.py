@@ -53,7 +53,13 @@ class ContextOverflow(EngineError):
 
 
 class RequestRefused(EngineError):
-    """The engine cannot do what was asked, now or later."""
+    """The engine cannot do what was asked, now or later. `param` names the field to blame, if one
+    is.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class Priority(IntEnum):
@@ -67,7 +73,8 @@ class Priority(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen. Names and meanings as in the OpenAI API, top_k, min_p and
-    repeat_penalty as in llama.cpp. `temperature` 0 is greedy. `seed` None draws a fresh one."""
+    repeat_penalty as in llama.cpp. `temperature` 0 is greedy. `seed` None draws a fresh one.
+    `logprobs` None gives none; a number gives those of each token and of that many others."""
 
     temperature: float = 0.8
     top_p: float = 0.95
@@ -79,6 +86,14 @@ class Sampling:
     repeat_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFormat:
+    """The answer is JSON: any object, or what a JSON schema (as text) allows."""
+
+    schema: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,10 @@ class Generate:
     `keep` says that the evaluated tokens are worth keeping for a later request (a conversation's
     own context); without it the engine frees them at the end. `conversation` is a stable name of
     the conversation whose context this is, "" for a request that is of none.
+
+    `n` answers are given to one prompt, which is evaluated once; the first one is what is kept. A
+    seed is that of the first, the next ones count up from it. `raw`, a text or token ids, takes the
+    place of the context: no template, and special tokens written in the text count as such.
     """
 
     owner: str
@@ -99,6 +118,9 @@ class Generate:
     sampling: Sampling = field(default_factory=Sampling)
     keep: bool = True
     conversation: str = ""
+    n: int = 1
+    format: JsonFormat | None = None
+    raw: str | tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +132,35 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's bytes, its log probability, and the likeliest tokens at its place with theirs.
+
+    The model's own probabilities: before bias, penalties, temperature and cuts.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """Some more text. Never half a character, never a part of a stop string."""
+    """Some more text of answer number `index`. Never half a character, never a part of a stop
+    string.
+
+    `logprobs` holds, in order, the tokens whose last character is in the text given out by now; a
+    token that a stop string cuts comes last of all, and tokens behind it never.
+    """
 
     text: str
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Last event. `finish_reason` is "stop" or "length".
+    """Last event. `finish_reason` is "stop" or "length"; `others` holds those of the answers
+    behind the first. `completion_tokens` counts all answers.
 
     `token_ids` are the tokens of the answer's text as generated (without the end-of-turn token),
     little-endian int32, or None where the engine does not know them or where a stop string cut the
@@ -133,6 +175,7 @@ class Finished:
     queued_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    others: tuple[str, ...] = ()
 
 
 Event = Started | Delta | Finished
@@ -194,6 +237,10 @@ class Engine(Protocol):
 
     async def count_tools(self, tools: str) -> int:
         """Tokens that these tools (Context.tools) add to a prompt. Raises EngineUnavailable."""
+        ...
+
+    def check(self, request: Generate) -> None:
+        """Raises RequestRefused if it is known at once that this cannot be done."""
         ...
 
     def generate(self, request: Generate) -> AbstractAsyncContextManager[AsyncIterator[Event]]:

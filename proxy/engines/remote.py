@@ -39,6 +39,7 @@ from proxy.engines.base import (
 )
 from proxy.engines.remote_call import Call
 from proxy.engines.remote_http import Answer, Http, Unreachable
+from proxy.engines.remote_limits import refuse_what_is_missing
 from proxy.engines.remote_stream import DONE, BadStream, Frames, piece
 from proxy.engines.remote_turns import Ticket, Turns
 
@@ -155,6 +156,9 @@ class RemoteEngine:
 
     async def count_tools(self, tools: str) -> int:
         raise RequestRefused("Tools cannot be used with a remote server yet.")
+
+    def check(self, request: Generate) -> None:
+        refuse_what_is_missing(request)
 
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.engines.embedded.text import TextStream
@@ -21,9 +21,9 @@ def run(data: bytes, cuts: list[int], stop: tuple[str, ...]) -> tuple[str, list[
 
 
 def naive(text: str, stop: tuple[str, ...]) -> str:
-    """The oracle: everything before the first stop string."""
-    ends = [at for s in stop if (at := text.find(s)) >= 0]
-    return text[: min(ends, default=len(text))]
+    """The oracle: everything before the stop string that is complete first."""
+    found = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
+    return text[: min(found)[1]] if found else text
 
 
 @given(st.text(), st.lists(st.integers(0, 500)))
@@ -38,6 +38,7 @@ def test_text_cut_anywhere_comes_out_whole(text: str, cuts: list[int]) -> None:
     st.lists(st.integers(0, 500)),
     st.lists(st.text(alphabet="ab|>\nUser東🗼:", min_size=1, max_size=6), max_size=3),
 )
+@example(">::", [2], [":", ">::"])
 def test_nothing_of_a_stop_string_is_ever_shown(
     text: str, cuts: list[int], stops: list[str]
 ) -> None:

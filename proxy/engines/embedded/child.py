@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from proxy.engines.embedded import protocol
+from proxy.engines.embedded.grammar import GrammarError
 from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.loading import LoadError, build, fingerprint
-from proxy.engines.embedded.prompt import Prompter
+from proxy.engines.embedded.prompt import Prompter, UnknownToken
 from proxy.engines.embedded.protocol import (
     Cancel,
     Command,
@@ -34,6 +35,7 @@ from proxy.engines.embedded.protocol import (
     Submit,
 )
 from proxy.engines.embedded.request import CLASSES, Request
+from proxy.engines.embedded.sampling import Grammar
 from proxy.engines.embedded.scheduler import Scheduler
 from proxy.engines.embedded.snapshots import Snapshots
 from proxy.engines.embedded.template import TemplateError
@@ -255,13 +257,8 @@ class Reader:
 
     def _submit(self, submit: Submit) -> None:
         try:
-            tokens = self._prompter.tokens(
-                submit.messages,
-                answer_header=submit.max_tokens != 0,
-                continues=submit.continues,
-                tools=submit.tools,
-            )
-        except TemplateError as exc:
+            tokens = self._tokens(submit)
+        except (TemplateError, UnknownToken) as exc:
             self._refuse(submit.id, "refused", str(exc))
             return
         # One more token must fit behind the prompt, or there is nothing to answer with.
@@ -271,9 +268,27 @@ class Reader:
         if not tokens:
             self._refuse(submit.id, "refused", "The request holds no text.")
             return
-        self._inbox.put(Request(submit=submit, tokens=tokens, arrived_at=time.monotonic()))
+        try:
+            grammar = Grammar(self._llama, submit.grammar) if submit.grammar else None
+        except GrammarError as exc:
+            self._refuse(submit.id, "refused", str(exc), param="response_format")
+            return
+        arrived_at = time.monotonic()
+        self._inbox.put(Request(submit, tokens, arrived_at, grammar=grammar))
 
-    def _refuse(self, id_: int, kind: str, message: str, *, prompt_tokens: int = 0) -> None:
+    def _tokens(self, submit: Submit) -> list[int]:
+        if submit.raw is not None:
+            return self._prompter.raw(submit.raw)
+        return self._prompter.tokens(
+            submit.messages,
+            answer_header=submit.max_tokens != 0,
+            continues=submit.continues,
+            tools=submit.tools,
+        )
+
+    def _refuse(
+        self, id_: int, kind: str, message: str, *, prompt_tokens: int = 0, param: str = ""
+    ) -> None:
         self._outbox.send(
             protocol.Failed(
                 id=id_,
@@ -281,6 +296,7 @@ class Reader:
                 message=message,
                 prompt_tokens=prompt_tokens,
                 window_tokens=self._llama.window_tokens,
+                param=param,
             )
         )
 

@@ -33,9 +33,12 @@ from proxy.engines.base import (
     RequestRefused,
     Started,
     Thinking,
+    TokenLogprob,
 )
 from proxy.engines.embedded import protocol
+from proxy.engines.embedded.grammar import GrammarError
 from proxy.engines.embedded.protocol import Cancel, Count, Load, Part, Submit
+from proxy.engines.embedded.schema import grammar_of
 
 log = logging.getLogger("chatfold.engine")
 
@@ -184,6 +187,9 @@ class EmbeddedEngine:
         finally:
             self._counts.pop(command.id, None)
 
+    def check(self, request: Generate) -> None:
+        _grammar(request)
+
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
         if len(self._calls) >= self._settings.queue_limit:
@@ -239,7 +245,7 @@ class EmbeddedEngine:
                 case protocol.Began():
                     yield Started(reply.prompt_tokens, reply.cached_tokens)
                 case protocol.Text():
-                    yield Delta(reply.text)
+                    yield _delta(reply)
                     self._on_read(call)
                 case protocol.Ended():
                     self._calls.pop(call.submit.id, None)
@@ -463,7 +469,25 @@ def _submit(id_: int, request: Generate) -> Submit:
         stop=s.stop,
         unread_most=UNREAD_MOST,
         tools=request.context.tools,
+        raw=_printable(request.raw) if isinstance(request.raw, str) else request.raw,
+        n=request.n,
+        logprobs=s.logprobs,
+        grammar=_grammar(request),
     )
+
+
+def _grammar(request: Generate) -> str:
+    if request.format is None:
+        return ""
+    try:
+        return grammar_of(request.format.schema)
+    except GrammarError as exc:
+        raise RequestRefused(str(exc), param="response_format") from exc
+
+
+def _delta(reply: protocol.Text) -> Delta:
+    logprobs = tuple(TokenLogprob(t.token, t.logprob, t.top) for t in reply.logprobs)
+    return Delta(reply.text, reply.choice, logprobs)
 
 
 def _parts(context: Context) -> tuple[Part, ...]:
@@ -471,9 +495,13 @@ def _parts(context: Context) -> tuple[Part, ...]:
 
 
 def _part(message: ContextMessage) -> Part:
-    # Lone surrogates cannot be encoded; they reach the model as U+FFFD.
-    parts = tuple(p.encode("utf-8", "replace").decode() for p in message.parts)
+    parts = tuple(_printable(p) for p in message.parts)
     return Part(role=message.role, parts=parts, token_ids=message.token_ids)
+
+
+def _printable(text: str) -> str:
+    # Lone surrogates cannot be encoded; they reach the model as U+FFFD.
+    return text.encode("utf-8", "replace").decode()
 
 
 def _error(failed: protocol.Failed) -> EngineError:
@@ -482,7 +510,7 @@ def _error(failed: protocol.Failed) -> EngineError:
             prompt_tokens=failed.prompt_tokens, window_tokens=failed.window_tokens
         )
     if failed.kind == "refused":
-        return RequestRefused(failed.message)
+        return RequestRefused(failed.message, param=failed.param or None)
     return EngineError(failed.message)
 
 
@@ -496,4 +524,5 @@ def _finished(reply: protocol.Ended) -> Finished:
         queued_s=reply.queued_s,
         prefill_s=reply.prefill_s,
         decode_s=reply.decode_s,
+        others=reply.others,
     )

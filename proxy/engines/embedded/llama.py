@@ -9,8 +9,11 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import llama_cpp as C
+import numpy as np
 
 from proxy.engines.embedded.loading import load_model, new_context, window
 from proxy.engines.embedded.protocol import Load
@@ -23,9 +26,6 @@ NO_SLOT = 1
 
 TOKEN_BYTES = 4
 """Width of a token id where ids are stored."""
-
-PENALTY_LAST_N = 64
-"""How far back penalties look: llama.cpp's own default."""
 
 
 class DecodeError(Exception):
@@ -76,6 +76,10 @@ class Llama:
         self._pieces: dict[int, bytes] = {}
         self._revealed: frozenset[int] = frozenset()
 
+    @property
+    def context(self) -> C.llama_context_p:
+        return self._context
+
     # -- the model -------------------------------------------------------------------------------
 
     def meta(self, key: str) -> str:
@@ -110,6 +114,23 @@ class Llama:
     def is_end(self, token: int) -> bool:
         return bool(C.llama_vocab_is_eog(self.vocab, token))
 
+    def is_control(self, token: int) -> bool:
+        """Whether the token is markup: it has a text for llama.cpp and none for who reads."""
+        return bool(self._markup[token])
+
+    @cached_property
+    def markup_tokens(self) -> Any:
+        """The control tokens that neither end a turn nor are revealed."""
+        return np.flatnonzero(self._markup)
+
+    @cached_property
+    def _markup(self) -> Any:
+        found = np.zeros(self.n_vocab, np.bool_)
+        for token in range(self.n_vocab):
+            hidden = token not in self._revealed and not self.is_end(token)
+            found[token] = hidden and C.llama_vocab_is_control(self.vocab, token)
+        return found
+
     # -- text and tokens -------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, markup: bool, first: bool = False) -> list[int]:
@@ -142,6 +163,10 @@ class Llama:
         found = [self.tokenize(tag, markup=True) for tag in tags]
         self._revealed = frozenset(tokens[0] for tokens in found if len(tokens) == 1)
         self._pieces.clear()
+
+    def shown_piece(self, token: int) -> bytes:
+        """As `piece`, but control tokens with their names."""
+        return self.piece(token) or self._piece(token, special=True)
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         buffer = ctypes.create_string_buffer(64)
@@ -196,53 +221,10 @@ class Llama:
             raise DecodeError(f"llama_decode returned {status}")
         return status
 
-    def sample(self, sampler: Sampler, index: int) -> int:
-        """The next token from the logits of batch entry `index`; the sampler remembers it."""
-        return int(C.llama_sampler_sample(sampler.chain, self._context, index))
-
-
-class Sampler:
-    """A chain of llama.cpp samplers in llama.cpp's own order. `close` frees it."""
-
-    def __init__(
-        self,
-        llama: Llama,
-        *,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        min_p: float,
-        seed: int,
-        presence_penalty: float,
-        frequency_penalty: float,
-        repeat_penalty: float,
-        logit_bias: Sequence[tuple[int, float]],
-        history: Sequence[int],
-    ) -> None:
-        self.chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-        self._add_bias(llama, logit_bias)
-        if (repeat_penalty, frequency_penalty, presence_penalty) != (1.0, 0.0, 0.0):
-            penalties = C.llama_sampler_init_penalties(
-                llama.n_vocab, PENALTY_LAST_N, repeat_penalty, frequency_penalty, presence_penalty
-            )
-            C.llama_sampler_chain_add(self.chain, penalties)
-        for sampler in _choosers(temperature, top_p, top_k, min_p, seed):
-            C.llama_sampler_chain_add(self.chain, sampler)
-        for token in history[-PENALTY_LAST_N:]:
-            C.llama_sampler_accept(self.chain, token)
-
-    def close(self) -> None:
-        if self.chain:
-            C.llama_sampler_free(self.chain)
-            self.chain = None
-
-    def _add_bias(self, llama: Llama, logit_bias: Sequence[tuple[int, float]]) -> None:
-        known = [(t, b) for t, b in logit_bias if 0 <= t < llama.n_vocab]
-        if known:
-            entries = [C.llama_logit_bias(token, bias) for token, bias in known]
-            table = (C.llama_logit_bias * len(entries))(*entries)
-            bias = C.llama_sampler_init_logit_bias(llama.n_vocab, len(known), table)
-            C.llama_sampler_chain_add(self.chain, bias)
+    def logits(self, index: int) -> Any:
+        """Of batch entry `index`, one number for each token. Good until the next batch."""
+        pointer = C.llama_get_logits_ith(self._context, index)
+        return np.ctypeslib.as_array(pointer, (self.n_vocab,))
 
 
 def to_bytes(tokens: Sequence[int]) -> bytes:
@@ -252,16 +234,3 @@ def to_bytes(tokens: Sequence[int]) -> bytes:
 
 def from_bytes(data: bytes) -> list[int]:
     return array("i", data).tolist()
-
-
-def _choosers(
-    temperature: float, top_p: float, top_k: int, min_p: float, seed: int
-) -> list[object]:
-    if temperature <= 0:
-        return [C.llama_sampler_init_greedy()]
-    chain = [C.llama_sampler_init_top_k(top_k)] if top_k > 0 else []
-    if top_p < 1:
-        chain.append(C.llama_sampler_init_top_p(top_p, 1))
-    if min_p > 0:
-        chain.append(C.llama_sampler_init_min_p(min_p, 1))
-    return [*chain, C.llama_sampler_init_temp(temperature), C.llama_sampler_init_dist(seed)]

@@ -17,6 +17,10 @@ CACHED_TEXTS = 4096
 """Texts whose tokens are remembered: a context's older messages come again with every request."""
 
 
+class UnknownToken(ValueError):
+    """A token id that the model does not have."""
+
+
 class Prompter:
     """Safe to use from one thread at a time, beside the thread that decodes."""
 
@@ -57,6 +61,17 @@ class Prompter:
             else:
                 tokens += self._text(segment.text, markup=False, first=not tokens)
         return self._with_bos(tokens)
+
+    def raw(self, prompt: str | Sequence[int]) -> list[int]:
+        """A prompt without a template, as llama.cpp's server takes it: special tokens written in it
+        count as such, and the token that begins every text is put first. Raises UnknownToken.
+        """
+        if isinstance(prompt, str):
+            return self._with_bos(self._llama.tokenize(prompt, markup=True, first=True))
+        for token in prompt:
+            if not 0 <= token < self._llama.n_vocab:
+                raise UnknownToken(f"The model has no token {token}.")
+        return list(prompt)
 
     def count(self, text: str) -> int:
         return len(self._text(text, markup=False, first=False))

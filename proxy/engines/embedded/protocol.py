@@ -70,6 +70,11 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     the request is left out of the batches."""
     tools: str = ""
     """A JSON list for the chat template, "" for none."""
+    raw: str | tuple[int, ...] | None = None
+    n: int = 1
+    logprobs: int | None = None
+    grammar: str = ""
+    """GBNF that the answer is held to."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -136,9 +141,17 @@ class Began(msgspec.Struct, frozen=True, tag=True):
     cached_tokens: int
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+
+
 class Text(msgspec.Struct, frozen=True, tag=True):
     id: int
     text: str
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
@@ -151,16 +164,20 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     queued_s: float
     prefill_s: float
     decode_s: float
+    others: tuple[str, ...] = ()
+    """Finish reasons of the choices behind the first."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """`kind` is "overflow" (prompt_tokens and window_tokens hold), "refused" or "engine"."""
+    """`kind` is "overflow" (prompt_tokens and window_tokens hold), "refused" (`param` may hold) or
+    "engine"."""
 
     id: int
     kind: str
     message: str
     prompt_tokens: int = 0
     window_tokens: int = 0
+    param: str = ""
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag=True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from proxy.engines.embedded.llama import Sampler
-from proxy.engines.embedded.protocol import Submit
+from proxy.engines.embedded.protocol import Submit, TokenLogprob
+from proxy.engines.embedded.sampling import Grammar, Sampler
 from proxy.engines.embedded.sequences import Sequence as KVSequence
-from proxy.engines.embedded.text import TextStream
+from proxy.engines.embedded.text import Aligned, TextStream
 
 CHAT, SIDE, BACKGROUND = 0, 1, 2
 CLASSES = ("chat", "side", "background")
@@ -16,7 +16,12 @@ CLASSES = ("chat", "side", "background")
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request in the engine. `tokens` is the prompt and what was generated behind it."""
+    """A request in the engine, or one of its further answers (`choice` 1 and up), which share its
+    `id`. `tokens` is the prompt and what was generated behind it.
+
+    `reason` says how it ended, "" while it has not; `choices` is one list for all answers of a
+    request.
+    """
 
     submit: Submit
     tokens: list[int]
@@ -32,7 +37,33 @@ class Request:
     paused: bool = False
     said: int = 0
     read: int = 0
-    """Texts given out, and those of them that the reader has taken."""
+    """Texts given out, and those that the reader has taken, of all answers together."""
+    grammar: Grammar | None = None
+    choice: int = 0
+    choices: list[Request] = field(default_factory=list)
+    reason: str = ""
+    logprobs: Aligned[TokenLogprob] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.text = TextStream(self.submit.stop)
+        self.logprobs = Aligned(self.text)
+        self.choices = self.choices or [self]
+
+    def another(self) -> Request:
+        """One more answer to the prompt, before the first token of this one is chosen."""
+        other = Request(
+            submit=self.submit,
+            tokens=list(self.tokens),
+            arrived_at=self.arrived_at,
+            n_prompt=self.n_prompt,
+            max_new=self.max_new,
+            read=self.read,
+            grammar=self.grammar.copy() if self.grammar else None,
+            choice=len(self.choices),
+            choices=self.choices,
+        )
+        self.choices.append(other)
+        return other
 
     @property
     def id(self) -> int:
@@ -51,6 +82,11 @@ class Request:
         return self.submit.max_tokens == 0
 
     @property
+    def keep(self) -> bool:
+        """Whether its tokens stay in the cache. Nobody comes back to the further answers."""
+        return self.submit.keep and not self.choice
+
+    @property
     def generated(self) -> list[int]:
         return self.tokens[self.n_prompt :]
 
@@ -62,7 +98,7 @@ class Request:
     @property
     def held_back(self) -> bool:
         """Whether its reader has too much unread already: it stays out of the batches."""
-        return self.said - self.read >= self.submit.unread_most
+        return sum(r.said for r in self.choices) - self.read >= self.submit.unread_most
 
     @property
     def decodes(self) -> bool:

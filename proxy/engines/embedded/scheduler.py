@@ -21,7 +21,6 @@ from proxy.engines.embedded.llama import (
     NO_SLOT,
     DecodeError,
     Llama,
-    Sampler,
     to_bytes,
 )
 from proxy.engines.embedded.protocol import (
@@ -33,12 +32,13 @@ from proxy.engines.embedded.protocol import (
     Stats,
     Taken,
     Text,
+    TokenLogprob,
 )
 from proxy.engines.embedded.request import Request, by_class
+from proxy.engines.embedded.sampling import CannotGoOn, Sampler, logprob
 from proxy.engines.embedded.sequences import Sequence as KVSequence
 from proxy.engines.embedded.sequences import SequenceCache
 from proxy.engines.embedded.snapshots import Snapshots
-from proxy.engines.embedded.text import TextStream
 
 SNAPSHOT_TOKENS_LEAST = 128
 """Shorter sequences are evaluated again sooner than they are read."""
@@ -109,14 +109,13 @@ class Scheduler:
         request.n_prompt = len(request.tokens)
         room = self._llama.window_tokens - request.n_prompt
         request.max_new = room if submit.max_tokens is None else min(room, submit.max_tokens)
-        request.text = TextStream(submit.stop)
         self.waiting.append(request)
         self._trace.request("request_queued", request)
 
     def cancel(self, request_id: int) -> None:
         for request in [*self.waiting, *self.running]:
             if request.id == request_id:
-                self._leave(request, keep=request.submit.keep)
+                self._leave(request, keep=request.keep)
                 self._trace.request("request_cancelled", request)
         self._emit(Cancelled(id=request_id))
 
@@ -186,17 +185,20 @@ class Scheduler:
         sequence = self._acquire(request)
         if sequence is None:
             return False
-        request.sequence = sequence
-        request.began_at = request.began_at or self._clock()
-        request.sampler = request.sampler or self._sampler(request)
         self.waiting.remove(request)
-        self.running.append(request)
-        self._trace.request("request_started", request)
-        self._emit(Taken(id=request.id))
+        self._run(request, sequence)
         if not request.missing:
             # Warming what only a passing request holds: the shared copy is all there was to do.
             self._finish(request, "stop")
         return True
+
+    def _run(self, request: Request, sequence: KVSequence) -> None:
+        request.sequence = sequence
+        request.began_at = request.began_at or self._clock()
+        request.sampler = request.sampler or self._sampler(request)
+        self.running.append(request)
+        self._trace.request("request_started", request)
+        self._emit(Taken(id=request.id))
 
     def _acquire(self, request: Request) -> KVSequence | None:
         """A sequence with room behind it for the prompt, taken from worse classes if need be."""
@@ -204,9 +206,7 @@ class Scheduler:
         wanted = [*request.tokens, 0] if request.warms else request.tokens
         self._restore(request.submit.owner, wanted[:-1])
         while True:
-            sequence = self._cache.acquire(
-                request.submit.owner, wanted, in_place=request.submit.keep
-            )
+            sequence = self._cache.acquire(request.submit.owner, wanted, in_place=request.keep)
             if sequence:
                 missing = len(request.tokens) - len(sequence.tokens)
                 if self._cache.make_room(missing) or not self.running:
@@ -332,6 +332,8 @@ class Scheduler:
         index = -1
         for request, tokens in batch:
             index += len(tokens)
+            if request.reason:
+                continue  # One of its answers before it in the batch failed, and all with it.
             self._account(request, tokens)
             if request.missing:
                 continue
@@ -347,19 +349,56 @@ class Scheduler:
         self._cache.extend(request.sequence, tokens)
 
     def _next_token(self, request: Request, index: int) -> None:
+        """Chooses from the logits of batch entry `index`; at a prompt's end for every answer."""
+        requests = [request]
+        if not request.first_token_at:
+            requests += self._fork(request)
+        for r in requests:
+            if not r.reason:
+                self._choose(r, index)
+
+    def _fork(self, request: Request) -> list[Request]:
+        """The prompt is evaluated: its further answers, each with all of it for its own.
+
+        One that finds no free sequence, or others waiting for one, waits with them.
+        """
+        if request.choice:
+            return []
+        assert request.sequence is not None
+        forks = []
+        for _ in range(1, request.submit.n):
+            other = request.another()
+            self._trace.request("request_queued", other)
+            alone = all(r.priority > request.priority for r in self.waiting)
+            sequence = self._cache.fork(request.sequence) if alone else None
+            if sequence is None:
+                self.waiting.append(other)
+            else:
+                self._run(other, sequence)
+                forks.append(other)
+        return forks
+
+    def _choose(self, request: Request, index: int) -> None:
         assert request.sampler is not None
         if not request.first_token_at:
             self._begin(request)
         if request.max_new <= 0:
             self._finish(request, "length")
             return
-        token = self._llama.sample(request.sampler, index)
+        try:
+            token = request.sampler.next(index)
+        except CannotGoOn as exc:
+            self._fail(request, "refused", str(exc), param="response_format")
+            return
         if self._llama.is_end(token):
             self._finish(request, "stop")
             return
         request.tokens.append(token)
-        piece = self._llama.piece(token)
-        self._say(request, request.text.feed(piece))
+        text = request.text.feed(self._llama.piece(token))
+        if request.submit.logprobs is not None:
+            entry = logprob(self._llama, index, token, top=request.submit.logprobs)
+            request.logprobs.add(entry)
+        self._say(request, text, request.logprobs.due())
         if request.text.stopped:
             self._finish(request, "stop")
         elif len(request.generated) >= request.max_new:
@@ -370,6 +409,8 @@ class Scheduler:
     def _begin(self, request: Request) -> None:
         request.first_token_at = self._clock()
         self._trace.request("first_token", request)
+        if request.choice:
+            return
         self._emit(
             Began(
                 id=request.id,
@@ -378,32 +419,37 @@ class Scheduler:
             )
         )
 
-    def _say(self, request: Request, text: str) -> None:
-        if text:
+    def _say(self, request: Request, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
+        if text or logprobs:
             request.said += 1
-            self._emit(Text(id=request.id, text=text))
+            frame = Text(id=request.id, text=text, choice=request.choice, logprobs=logprobs)
+            self._emit(frame)
             if request.held_back:
                 self._trace.request("request_held_back", request)
 
     def _finish(self, request: Request, reason: str) -> None:
         if not request.first_token_at:
             self._begin(request)
-        now = self._clock()
-        self._say(request, request.text.finish())
-        self._leave(request, keep=request.submit.keep)
+        self._say(request, request.text.finish(), request.logprobs.rest())
+        request.reason = reason
+        self._leave(request, keep=request.keep)
         self._trace.request("request_done", request)
-        self._emit(
-            Ended(
-                id=request.id,
-                finish_reason=reason,
-                prompt_tokens=request.n_prompt,
-                cached_tokens=request.cached_tokens,
-                completion_tokens=len(request.generated),
-                token_ids=self._token_ids(request),
-                queued_s=request.began_at - request.arrived_at,
-                prefill_s=request.first_token_at - request.began_at,
-                decode_s=now - request.first_token_at,
-            )
+        if all(r.reason for r in request.choices):
+            self._emit(self._ended(request.choices))
+
+    def _ended(self, choices: Sequence[Request]) -> Ended:
+        first = choices[0]
+        return Ended(
+            id=first.id,
+            finish_reason=first.reason,
+            prompt_tokens=first.n_prompt,
+            cached_tokens=first.cached_tokens,
+            completion_tokens=sum(len(r.generated) for r in choices),
+            token_ids=self._token_ids(first),
+            queued_s=first.began_at - first.arrived_at,
+            prefill_s=first.first_token_at - first.began_at,
+            decode_s=self._clock() - first.first_token_at,
+            others=tuple(r.reason for r in choices[1:]),
         )
 
     def _token_ids(self, request: Request) -> bytes | None:
@@ -412,10 +458,16 @@ class Scheduler:
         n = request.text.pieces_given([self._llama.piece(t) for t in tokens])
         return None if n is None else to_bytes(tokens[:n])
 
-    def _fail(self, request: Request, kind: str, message: str) -> None:
-        self._leave(request, keep=False)
+    def _fail(self, request: Request, kind: str, message: str, *, param: str = "") -> None:
+        """Ends all answers of the request: the client is told once, and takes none of them."""
+        if request.reason == "failed":
+            return
+        for r in request.choices:
+            r.reason = "failed"
+            # What was asked was wrong, not the prompt: it stays for the next try.
+            self._leave(r, keep=r.keep and kind == "refused")
         self._trace.request("request_failed", request)
-        self._emit(Failed(id=request.id, kind=kind, message=message))
+        self._emit(Failed(id=request.id, kind=kind, message=message, param=param))
 
     def _leave(self, request: Request, *, keep: bool) -> None:
         if request in self.waiting:
@@ -428,6 +480,9 @@ class Scheduler:
         if request.sampler:
             request.sampler.close()
             request.sampler = None
+        if request.grammar:
+            request.grammar.close()
+            request.grammar = None
 
     # -- when it does not go to plan -------------------------------------------------------------
 
@@ -488,19 +543,14 @@ class Scheduler:
         return not request.warms and len(tokens) == request.missing
 
     def _sampler(self, request: Request) -> Sampler:
-        s = request.submit
+        seed = request.submit.seed
+        seed = secrets.randbits(32) if seed is None else seed + request.choice
         return Sampler(
             self._llama,
-            temperature=s.temperature,
-            top_p=s.top_p,
-            top_k=s.top_k,
-            min_p=s.min_p,
-            seed=secrets.randbits(32) if s.seed is None else s.seed % (1 << 32),
-            presence_penalty=s.presence_penalty,
-            frequency_penalty=s.frequency_penalty,
-            repeat_penalty=s.repeat_penalty,
-            logit_bias=s.logit_bias,
+            request.submit,
+            seed=seed % (1 << 32),
             history=request.tokens,
+            grammar=request.grammar,
         )
 
 

@@ -129,6 +129,14 @@ class SequenceCache:
             self._share(source, target, n)
         return self._take(target, owner, lasting=in_place)
 
+    def fork(self, source: Sequence) -> Sequence | None:
+        """A busy sequence that shares all cells of this busy one; None when none is free."""
+        target = self._free(but=source)
+        if target is None:
+            return None
+        self._share(source, target, len(source.tokens))
+        return self._take(target, source.owner, lasting=False)
+
     def release(self, sequence: Sequence, *, keep: bool) -> None:
         """The request is done with it. What is not kept goes, but for what it was lent."""
         base, sequence.base, sequence.busy = sequence.base, 0, False

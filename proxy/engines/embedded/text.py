@@ -5,7 +5,11 @@ Pure.
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class TextStream:
@@ -22,11 +26,23 @@ class TextStream:
         self._held = ""
         self.stopped = False
         self._given_chars = 0
+        self._fed_chars = 0
+
+    @property
+    def given_chars(self) -> int:
+        return self._given_chars
+
+    @property
+    def fed_chars(self) -> int:
+        """Characters begun so far: one that waits for its rest counts."""
+        return self._fed_chars + bool(self._decoder.getstate()[0])
 
     def feed(self, data: bytes) -> str:
         if self.stopped:
             return ""
-        return self._release(self._decoder.decode(data))
+        text = self._decoder.decode(data)
+        self._fed_chars += len(text)
+        return self._release(text)
 
     def finish(self) -> str:
         """What still waited for a stop string. Half a character that never got its rest is left
@@ -67,9 +83,41 @@ class TextStream:
         return text
 
 
+class Aligned(Generic[T]):
+    """What belongs to the pieces of a text stream, given out with their text.
+
+    `add` right after its piece was fed. An entry is due once the last character that its piece is a
+    part of was given out.
+    """
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+        self._waiting: deque[tuple[int, int, T]] = deque()
+        self._added_chars = 0
+
+    def add(self, entry: T) -> None:
+        end = self._stream.fed_chars
+        self._waiting.append((self._added_chars, end, entry))
+        self._added_chars = end
+
+    def due(self) -> tuple[T, ...]:
+        found = []
+        while self._waiting and self._waiting[0][1] <= self._stream.given_chars:
+            found.append(self._waiting.popleft()[2])
+        return tuple(found)
+
+    def rest(self) -> tuple[T, ...]:
+        """At the end of the text: those of which any character was given out."""
+        given, found = self._stream.given_chars, self.due()
+        cut = tuple(entry for start, _, entry in self._waiting if start < given)
+        self._waiting.clear()
+        return found + cut
+
+
 def _first(text: str, stop: Sequence[str]) -> int | None:
-    found = [at for s in stop if (at := text.find(s)) >= 0]
-    return min(found, default=None)
+    """Where the stop string begins that is complete first, however the text was cut."""
+    found = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
+    return min(found)[1] if found else None
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,0 +1,14 @@
+"""Formats of strings that JSON Schema knows and answers are held to, as patterns."""
+
+from __future__ import annotations
+
+DAY = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+HEX = "[0-9a-fA-F]"
+
+FORMATS = {
+    "date": f"^{DAY}$",
+    "time": f"^{TIME}$",
+    "date-time": f"^{DAY}T{TIME}$",
+    "uuid": f"^{HEX}{{8}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{12}}$",
+}

@@ -1,0 +1,474 @@
+"""JSON schemas as grammars: what an answer under `response_format` may look like. Pure.
+
+What a schema demands and a grammar cannot hold is refused by name: an answer that silently misses
+it would be a wrong one. Two things are narrower than JSON Schema, as models write them so: the
+properties come in the order of the schema, and where `properties` are given and
+`additionalProperties` is not, there are no others. Unknown keywords, and formats other than those
+in `formats.py`, say nothing, as the standard has it. Nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from proxy.engines.embedded import pattern
+from proxy.engines.embedded.formats import FORMATS
+from proxy.engines.embedded.grammar import GrammarError, Item, Rules, char_class, literal
+from proxy.engines.embedded.numbers import integers, is_whole
+
+MAX_SCHEMA_CHARS = 64 << 10
+MAX_DEPTH = 64
+MAX_MERGES = 1000
+
+Schema = Mapping[str, Any]
+
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+IMPLIED = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("pattern", "minLength", "maxLength", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+}
+"""What a schema without `type` is about, by what it says."""
+
+BOUNDS = IMPLIED["number"]
+ASSERTIONS = frozenset(("type", "enum", "const", *sum(IMPLIED.values(), ())))
+
+REFUSED = (
+    *("not", "if", "then", "else", "$dynamicRef", "$recursiveRef", "dependencies"),
+    *("dependentRequired", "dependentSchemas", "patternProperties", "propertyNames"),
+    *("minProperties", "maxProperties", "contains", "minContains", "maxContains"),
+    *("multipleOf", "uniqueItems", "unevaluatedItems"),
+)
+
+WS_MOST = 20
+"""Indentation behind a line break; without a bound small models indent for ever."""
+
+
+def grammar_of(schema: str) -> str:
+    """GBNF of the JSON texts that the schema allows; "" allows any object. Raises GrammarError."""
+    if len(schema) > MAX_SCHEMA_CHARS:
+        raise GrammarError(f"The schema is longer than {MAX_SCHEMA_CHARS:,} characters.")
+    try:
+        value = msgspec.json.decode(schema) if schema else {"type": "object"}
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise GrammarError("The schema is not valid JSON, or nested too deeply.") from exc
+    compiler = _Compiler(value)
+    return compiler.rules.text(compiler.visit(value, "#", 0))
+
+
+class _Compiler:
+    def __init__(self, root: object) -> None:
+        self.rules = Rules()
+        self._root = root
+        self._refs: dict[str, Item] = {}
+        self._value: Item | None = None
+        self._n_merges = 0
+
+    def visit(self, schema: object, path: str, depth: int) -> Item:
+        """The rule of one schema. `path` says where it stands in the whole one."""
+        if schema is True or schema == {}:
+            return self._any_value()
+        if not isinstance(schema, dict):
+            raise GrammarError(f"The schema at {_short(path)} is not an object.")
+        if depth > MAX_DEPTH:
+            raise GrammarError("The schema is nested too deeply.")
+        _check_keywords(schema, path)
+        if "$ref" in schema and not ASSERTIONS & schema.keys() and "anyOf" not in schema:
+            return self._ref(schema["$ref"], path, depth)
+        if "$ref" in schema or "allOf" in schema:
+            return self.visit(self._merged(schema, path), path, depth + 1)
+        for key in ("anyOf", "oneOf"):
+            if key in schema:
+                return self._union(schema, key, path, depth)
+        return self._typed(schema, path, depth)
+
+    # -- schemas made of schemas -----------------------------------------------------------------
+
+    def _ref(self, pointer: object, path: str, depth: int) -> Item:
+        if not isinstance(pointer, str):
+            raise GrammarError(f"`$ref` at {_short(path)} is not a text.")
+        if pointer not in self._refs:
+            rule = self._refs[pointer] = self.rules.reserve()
+            target = self._resolve(pointer)
+            self.rules.fill(rule, [self.visit(target, pointer, depth + 1)])
+        return self._refs[pointer]
+
+    def _resolve(self, pointer: str) -> object:
+        if pointer != "#" and not pointer.startswith("#/"):
+            raise GrammarError(f"`$ref` {_short(pointer)} is outside of the schema.")
+        target = self._root
+        for step in pointer.split("/")[1:]:
+            name = unquote(step).replace("~1", "/").replace("~0", "~")
+            if isinstance(target, list) and name.isascii() and name.isdigit() and len(name) < 6:
+                target = dict(enumerate(target)).get(int(name))
+            else:
+                target = target.get(name) if isinstance(target, dict) else None
+        if target is None:
+            raise GrammarError(f"`$ref` {_short(pointer)} leads nowhere.")
+        return target
+
+    def _merged(self, schema: Schema, path: str) -> dict[str, Any]:
+        """The schema with its `$ref` and the parts of its `allOf` put into it."""
+        self._n_merges += 1
+        if self._n_merges > MAX_MERGES:
+            raise GrammarError("The schema refers to itself without end.")
+        rest = {k: v for k, v in schema.items() if k not in ("$ref", "allOf")}
+        parts = _list(schema, "allOf", path) if "allOf" in schema else []
+        if "$ref" in schema:
+            parts = [self._resolve(str(schema["$ref"])), *parts]
+        for part in parts:
+            if not isinstance(part, dict):
+                raise GrammarError(f"`allOf` at {_short(path)} holds what is no object.")
+            _check_keywords(part, path)
+            rest = _both(rest, part, path)
+        return rest
+
+    def _union(self, schema: Schema, key: str, path: str, depth: int) -> Item:
+        rest = {k: v for k, v in schema.items() if k != key}
+        shared = rest if (ASSERTIONS | {"anyOf", "oneOf"}) & rest.keys() else {}
+        branches = _list(schema, key, path)
+        if shared:
+            branches = [{"allOf": [shared, branch]} for branch in branches]
+        where = f"{path}/{key}"
+        return self._choice(
+            self.visit(branch, f"{where}/{i}", depth + 1) for i, branch in enumerate(branches)
+        )
+
+    def _choice(self, rules: Iterable[Item]) -> Item:
+        found = list(dict.fromkeys(rules))
+        return found[0] if len(found) == 1 else self.rules.add(*([rule] for rule in found))
+
+    # -- schemas of one type ---------------------------------------------------------------------
+
+    def _typed(self, schema: Schema, path: str, depth: int) -> Item:
+        if "const" in schema or "enum" in schema:
+            return self._enum(schema, path)
+        types = schema.get("type", _implied(schema))
+        if types is None:
+            return self._any_value()
+        types = types if isinstance(types, list) else [types]
+        if schema.get("nullable") is True:
+            types = [*types, "null"]
+        if not types or any(t not in TYPES for t in types):
+            raise GrammarError(f"`type` at {_short(path)} is none of {', '.join(TYPES)}.")
+        return self._choice(self._of_type(t, schema, path, depth) for t in types)
+
+    def _of_type(self, type_: str, schema: Schema, path: str, depth: int) -> Item:
+        add = self.rules.add
+        match type_:
+            case "object":
+                return self._object(schema, path, depth)
+            case "array":
+                return self._array(schema, path, depth)
+            case "string":
+                return self._string(schema, path)
+            case "integer":
+                return integers(self.rules, *_integer_bounds(schema, path))
+            case "number":
+                return self._number(schema, path)
+            case "boolean":
+                return add(literal("true"), literal("false"))
+            case _:
+                return add(literal("null"))
+
+    def _enum(self, schema: Schema, path: str) -> Item:
+        values = [schema["const"]] if "const" in schema else _list(schema, "enum", path)
+        if "const" in schema and "enum" in schema and schema["const"] not in schema["enum"]:
+            values = []
+        types = schema.get("type", TYPES)
+        types = types if isinstance(types, list | tuple) else [types]
+        fitting = [v for v in values if _type_of(v) & set(types)]
+        if not fitting:
+            raise GrammarError(f"The schema at {_short(path)} allows no value at all.")
+        return self.rules.add(*(literal(_json(value)) for value in fitting))
+
+    def _string(self, schema: Schema, path: str) -> Item:
+        low = _count(schema, "minLength", path) or 0
+        high = _count(schema, "maxLength", path)
+        quote, bounded = literal('"'), low > 0 or high is not None
+        if "pattern" in schema:
+            if bounded or not isinstance(schema["pattern"], str):
+                sentence = f"`pattern` with a length at {_short(path)} is not supported."
+                raise GrammarError(sentence)
+            return self.rules.add(
+                [*quote, *pattern.matching(self.rules, schema["pattern"]), *quote]
+            )
+        if not bounded and (found := FORMATS.get(str(schema.get("format")))):
+            return self.rules.add([*quote, *pattern.matching(self.rules, found), *quote])
+        inside = self.rules.repeat(pattern.any_char(self.rules), low, _not_below(low, high, path))
+        return self.rules.add([*quote, *inside, *quote])
+
+    def _number(self, schema: Schema, path: str) -> Item:
+        bounds = {key: schema[key] for key in BOUNDS if schema.get(key) is not None}
+        minimum = bounds.pop("minimum", None)
+        if bounds or minimum not in (None, 0):
+            key = next(iter(bounds), "minimum")
+            raise GrammarError(f"`{key}` of a number at {_short(path)} is not supported.")
+        digits = char_class([(0x30, 0x39)])
+        whole = self.rules.add(
+            literal("0"), [char_class([(0x31, 0x39)]), *self.rules.repeat(digits, 0, 15)]
+        )
+        fraction = self.rules.add([], [*literal("."), *self.rules.repeat(digits, 1, 16)])
+        # Two digits: a larger exponent is infinite for most readers.
+        exponent = [Item("[eE]"), Item("[-+]", low=0), *self.rules.repeat(digits, 1, 2)]
+        sign = [] if minimum == 0 else [Item("[-]", low=0)]
+        return self.rules.add([*sign, whole, fraction, self.rules.add([], exponent)])
+
+    def _array(self, schema: Schema, path: str, depth: int) -> Item:
+        low = _count(schema, "minItems", path) or 0
+        high = _not_below(low, _count(schema, "maxItems", path), path)
+        first = _list(schema, "prefixItems", path) if "prefixItems" in schema else []
+        first = first if high is None else first[:high]
+        items = [self.visit(s, f"{path}/prefixItems/{i}", depth + 1) for i, s in enumerate(first)]
+        others = schema.get("items", not items)
+        if others is False or others is None or high == len(items):
+            high = len(items)
+        rest_high = None if high is None else high - len(items)
+        if rest_high == 0:
+            if low > len(items):
+                raise GrammarError(f"The schema at {_short(path)} allows no value at all.")
+            return self._bracketed("[", self._listed(items), "]")
+        rest_low = max(0, low - len(items))
+        item = self.visit(others, f"{path}/items", depth + 1)
+        return self._bracketed("[", self._repeated(items, item, rest_low, rest_high), "]")
+
+    def _repeated(self, items: list[Item], item: Item, low: int, high: int | None) -> list[Item]:
+        """`items`, then `item` so many times; commas between all."""
+        again = self.rules.add([*self._comma(), item])
+        if items:
+            return [*self._listed(items), *self.rules.repeat(again, low, high)]
+        # Commas stand between: the first one has none.
+        more = None if high is None else high - 1
+        some = [item, *self.rules.repeat(again, max(0, low - 1), more)]
+        return some if low else [self.rules.add([], some)]
+
+    def _listed(self, items: list[Item]) -> list[Item]:
+        return [x for i, item in enumerate(items) for x in (*(self._comma() if i else ()), item)]
+
+    def _object(self, schema: Schema, path: str, depth: int) -> Item:
+        properties, required = self._properties(schema, path)
+        others = schema.get("additionalProperties", not properties)
+        if others is False and (lost := required - properties.keys()):
+            raise GrammarError(
+                f"The schema at {_short(path)} demands {min(lost)!r} and forbids it."
+            )
+        properties |= {name: True for name in sorted(required - properties.keys())}
+        where = f"{path}/properties"
+        pairs = [
+            self._pair(literal(_json(name)), self.visit(s, f"{where}/{name}", depth + 1))
+            for name, s in properties.items()
+        ]
+        more = None
+        if others is not False:
+            value = self.visit(others, f"{path}/additionalProperties", depth + 1)
+            more = self._pair([self._other_key(list(properties))], value)
+        return self._members(pairs, [name in required for name in properties], more)
+
+    def _properties(self, schema: Schema, path: str) -> tuple[dict[str, Any], set[str]]:
+        properties, required = schema.get("properties", {}), schema.get("required", [])
+        if not isinstance(properties, dict):
+            raise GrammarError(f"`properties` at {_short(path)} is not an object.")
+        if not isinstance(required, list) or not all(isinstance(r, str) for r in required):
+            raise GrammarError(f"`required` at {_short(path)} is not a list of names.")
+        return dict(properties), set(required)
+
+    def _members(self, pairs: list[Item], required: list[bool], more: Item | None) -> Item:
+        """An object with these pairs in order, those that are not required left out at will.
+
+        From the last one back: `some` is what begins with a pair from here on (None: nothing can),
+        `must` whether one has to come.
+        """
+        add, comma = self.rules.add, self._comma()
+        again = self.rules.repeat(add([*comma, more]), 0, None) if more else []
+        some = add([more, *again]) if more else None
+        must = False
+        for pair, needed in zip(reversed(pairs), reversed(required), strict=True):
+            rest = [add([*comma, some]) if must else add([], [*comma, some])] if some else []
+            here = add([pair, *rest])
+            some = here if needed or not some else self._choice([here, some])
+            must = must or needed
+        if some is None:
+            return add(literal("{}"))
+        inside = [self._ws(), some, self._ws()]
+        return add(
+            [*literal("{"), *(inside if must else [add([self._ws()], inside)]), *literal("}")]
+        )
+
+    def _bracketed(self, opening: str, inside: list[Item], closing: str) -> Item:
+        return self.rules.add(
+            [*literal(opening), self._ws(), *inside, self._ws(), *literal(closing)]
+        )
+
+    def _pair(self, key: list[Item], value: Item) -> Item:
+        return self.rules.add([*key, *literal(":"), self._ws(), value])
+
+    def _other_key(self, names: list[str]) -> Item:
+        """A key that is none of these. It is written without escapes: they could spell one."""
+        char = char_class(pattern.NOT_RAW, but=True)
+        if not names:
+            return self._string({}, "#")
+        inside = _spelled_otherwise(self.rules, names, char)
+        return self.rules.add([*literal('"'), inside, *literal('"')])
+
+    def _comma(self) -> list[Item]:
+        return [*literal(","), self._ws()]
+
+    def _ws(self) -> Item:
+        indent = Item("[ \\t]", low=0, high=WS_MOST)
+        return self.rules.add([], literal(" "), [*literal("\n"), indent])
+
+    def _any_value(self) -> Item:
+        if self._value is None:
+            self._value = self.rules.reserve()
+            kinds = [self._of_type(t, {}, "#", 0) for t in TYPES if t != "integer"]
+            self.rules.fill(self._value, *([kind] for kind in kinds))
+        return self._value
+
+
+def _spelled_otherwise(rules: Rules, names: list[str], char: Item) -> Item:
+    """Texts of `char`s that are none of the names: off the tree of their letters somewhere."""
+    anything = rules.repeat(char, 0, None)
+    letters: dict[str, list[str]] = {}
+    for name in names:
+        if name:
+            letters.setdefault(name[0], []).append(name[1:])
+    taken = [(ord(c), ord(c)) for c in letters if not _is_escaped(c)]
+    ways = [[char_class([*pattern.NOT_RAW, *taken], but=True), *anything]]
+    ways += [
+        [*literal(c), _spelled_otherwise(rules, rest, char)]
+        for c, rest in letters.items()
+        if not _is_escaped(c)
+    ]
+    return rules.add(*ways, *([[]] if "" not in names else []))
+
+
+def _is_escaped(char: str) -> bool:
+    return any(low <= ord(char) <= high for low, high in pattern.NOT_RAW)
+
+
+def _both(a: dict[str, Any], b: Schema, path: str) -> dict[str, Any]:
+    """A schema that holds where both hold. Raises GrammarError where it is not known how."""
+    merged = dict(a)
+    for key, value in b.items():
+        if key not in merged or merged[key] == value or key not in (ASSERTIONS | JOINED.keys()):
+            merged[key] = value if key in (ASSERTIONS | JOINED.keys()) else merged.get(key, value)
+        elif key in JOINED:
+            merged[key] = JOINED[key](merged[key], value)
+        else:
+            raise GrammarError(f"`{key}` is demanded twice at {_short(path)}, in two ways.")
+    return merged
+
+
+def _join_properties(a: Any, b: Any) -> Any:
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return a
+    both = {name: {"allOf": [a[name], b[name]]} for name in a.keys() & b.keys()}
+    return {**a, **b, **both}
+
+
+def _join_types(a: Any, b: Any) -> Any:
+    a, b = (x if isinstance(x, list) else [x] for x in (a, b))
+    return [t for t in a if t in b or (t == "integer" and "number" in b)]
+
+
+def _join_lists(a: Any, b: Any) -> Any:
+    return [*a, *b] if isinstance(a, list) and isinstance(b, list) else a
+
+
+def _join_values(a: Any, b: Any) -> Any:
+    return [v for v in a if v in b] if isinstance(a, list) and isinstance(b, list) else a
+
+
+def _join_others(a: Any, b: Any) -> Any:
+    if a is True or b is True:
+        return b if a is True else a
+    return False if a is False or b is False else {"allOf": [a, b]}
+
+
+JOINED: dict[str, Callable[[Any, Any], Any]] = {
+    "properties": _join_properties,
+    "required": _join_lists,
+    "type": _join_types,
+    "enum": _join_values,
+    "additionalProperties": _join_others,
+    "allOf": _join_lists,
+}
+"""How two values of one keyword become one that demands both."""
+
+
+def _check_keywords(schema: Schema, path: str) -> None:
+    for key in REFUSED:
+        if schema.get(key, False) is not False:
+            raise GrammarError(f"`{key}` at {_short(path)} is not supported.")
+    if "anyOf" in schema and "oneOf" in schema:
+        raise GrammarError(f"`anyOf` beside `oneOf` at {_short(path)} is not supported.")
+
+
+def _implied(schema: Schema) -> str | None:
+    return next((t for t, keys in IMPLIED.items() if any(k in schema for k in keys)), None)
+
+
+def _list(schema: Schema, key: str, path: str) -> list[Any]:
+    found = schema[key]
+    if not isinstance(found, list) or not found:
+        raise GrammarError(f"`{key}` at {_short(path)} is not a list with something in it.")
+    return found
+
+
+def _count(schema: Schema, key: str, path: str) -> int | None:
+    value = schema.get(key)
+    if value is None:
+        return None
+    if not is_whole(value) or value < 0:
+        raise GrammarError(f"`{key}` at {_short(path)} is not a whole number from 0.")
+    return int(value)
+
+
+def _not_below(low: int, high: int | None, path: str) -> int | None:
+    if high is not None and high < low:
+        raise GrammarError(f"The schema at {_short(path)} allows no value at all.")
+    return high
+
+
+def _integer_bounds(schema: Schema, path: str) -> tuple[int | None, int | None]:
+    """(least, most), both allowed."""
+    found = {key: schema[key] for key in BOUNDS if schema.get(key) is not None}
+    for key, value in found.items():
+        if not is_whole(value):
+            raise GrammarError(f"`{key}` of an integer at {_short(path)} is not a whole number.")
+    lows = [found[k] + n for k, n in (("minimum", 0), ("exclusiveMinimum", 1)) if k in found]
+    highs = [found[k] - n for k, n in (("maximum", 0), ("exclusiveMaximum", 1)) if k in found]
+    low, high = max(lows, default=None), min(highs, default=None)
+    if low is not None and high is not None and low > high:
+        raise GrammarError(f"The schema at {_short(path)} allows no value at all.")
+    return (None if low is None else int(low)), (None if high is None else int(high))
+
+
+def _type_of(value: object) -> set[str]:
+    match value:
+        case None:
+            return {"null"}
+        case bool():
+            return {"boolean"}
+        case int():
+            return {"integer", "number"}
+        case float():
+            return {"number"}
+        case str():
+            return {"string"}
+        case list():
+            return {"array"}
+    return {"object"}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "…"

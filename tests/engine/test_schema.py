@@ -1,0 +1,231 @@
+"""What a schema allows, its grammar allows, and nothing else: asked of llama.cpp itself, with the
+model's own tokens, and of Python's JSON reader.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from proxy.engines.embedded import schema as module
+from proxy.engines.embedded.grammar import GrammarError
+from proxy.engines.embedded.llama import Llama
+from proxy.engines.embedded.protocol import Load
+from proxy.engines.embedded.sampling import Grammar
+from proxy.engines.embedded.schema import grammar_of
+
+Allows = Callable[[Any, str], bool]
+
+
+@pytest.fixture(scope="module")
+def llama(model_path: str) -> Llama:
+    return Llama(Load(path=model_path, n_ctx=64, cache_tokens=64, sequences=1, threads=1))
+
+
+@pytest.fixture(scope="module")
+def allows(llama: Llama) -> Allows:
+    def allows(schema: Any, text: str) -> bool:
+        grammar = Grammar(llama, grammar_of("" if schema is None else json.dumps(schema)))
+        try:
+            for token in [*llama.tokenize(text, markup=False), llama.eos]:
+                if not grammar.allows(token):
+                    return False
+                grammar.accept(token)
+            return True
+        finally:
+            grammar.close()
+
+    return allows
+
+
+def an(type_: str, **keywords: Any) -> dict[str, Any]:
+    return {"type": type_, **keywords}
+
+
+def objects(**properties: Any) -> dict[str, Any]:
+    return an("object", properties=properties, additionalProperties=False)
+
+
+LIST = {
+    "$defs": {"node": {**objects(v=an("integer")), "required": ["v"]}},
+    "$ref": "#/$defs/node",
+}
+LIST["$defs"]["node"]["properties"]["next"] = {"$ref": "#/$defs/node"}  # type: ignore[index]
+
+CASES: list[tuple[Any, list[str], list[str]]] = [
+    (
+        None,
+        ["{}", '{"a": 1}', '{"a":{"b":[1,2.5e3,null,true,"x"]}}', '{\n  "é": "東京"\n}'],
+        ["[]", "1", '{"a":}', '{"a":1,}', "{}x", '{"a":"b\nc"}', '{"a":01}', ""],
+    ),
+    (
+        {**objects(a=an("integer"), b=an("string")), "required": ["a"]},
+        ['{"a": 1}', '{"a":-7, "b": "x"}'],
+        ["{}", '{"b": "x"}', '{"a": 1.5}', '{"a": 1, "c": 2}', '{"a": 1, "a": 2}'],
+    ),
+    (
+        objects(a=True, b=True, c=True),
+        ["{}", '{"b": 1}', '{"a": 1, "c": 2}', '{"a":1,"b":2,"c":3}', "{ }"],
+        ['{"c": 1, "a": 2}', '{, "a": 1}'],
+    ),
+    (
+        an("object", properties={"ab": an("null")}, additionalProperties=an("integer")),
+        ['{"ab": null, "abc": 1, "a": 2, "": 3}', '{"x": 1}', "{}"],
+        ['{"ab": 1}', '{"x": null}', '{"\\u0061b": 1}'],
+    ),
+    (an("integer", minimum=0, maximum=120), ["0", "7", "99", "120"], ["-1", "121", "007", "1.0"]),
+    (an("integer", exclusiveMinimum=-3, maximum=1234), ["-2", "0", "1234"], ["-3", "1235", "-"]),
+    (an("number", minimum=0), ["0", "0.5", "1e9"], ["-1", "-0.5", "1e999", ".5"]),
+    (an("boolean"), ["true", "false"], ["True", "1"]),
+    ({"enum": ["a", 'q"\\', 3, None]}, ['"a"', '"q\\"\\\\"', "3", "null"], ['"b"', "4", "a"]),
+    ({"const": {"a": ["é"]}}, ['{"a":["é"]}'], ['{"a":[]}']),
+    ({"type": ["string", "null"]}, ['"x"', "null"], ["1"]),
+    ({"type": "string", "enum": ["a", 1]}, ['"a"'], ["1"]),
+    (an("string", minLength=2, maxLength=3), ['"ab"', '"東京都"', '"a\\n"'], ['"a"', '"abcd"']),
+    (
+        an("string", pattern="^[A-Z]{2}-\\d+$"),
+        ['"AB-7"', '"XY-123"'],
+        ['"ab-7"', '"AB-"', '"AB-7 "'],
+    ),
+    (an("string", pattern="b+"), ['"b"', '"abba"'], ['"a"', '""']),
+    (an("string", pattern='^(a|")\\\\.$'), ['"a\\\\x"', '"\\"\\\\y"'], ['"a\\x"', '""\\\\y"']),
+    (an("string", pattern="^[^a]$"), ['"b"', '"\\""', '"é"'], ['"a"', '"""']),
+    (an("string", format="date"), ['"2024-02-29"'], ['"2024-13-01"', '"24-01-01"']),
+    (
+        an("string", format="date-time"),
+        ['"2024-02-29T23:59:59Z"', '"2024-01-01T00:00:00.5+09:00"'],
+        ['"2024-02-29 23:59:59"', '"2024-02-29T24:00:00Z"'],
+    ),
+    (
+        an("array", items=an("integer"), minItems=1, maxItems=2),
+        ["[1]", "[1, 2]"],
+        ["[]", "[1,2,3]"],
+    ),
+    (an("array", prefixItems=[an("integer"), an("null")]), ["[1,null]"], ["[null,1]", "[1]"]),
+    (an("array", maxItems=0), ["[]"], ["[1]"]),
+    ({"anyOf": [an("integer"), an("null")]}, ["1", "null"], ['"1"']),
+    (
+        {"allOf": [objects(a=an("integer")), an("object", required=["a"])]},
+        ['{"a": 1}'],
+        ["{}"],
+    ),
+    ({"allOf": [an("integer", minimum=3), {"maximum": 5}]}, ["3", "5"], ["2", "6"]),
+    (LIST, ['{"v":1}', '{"v":1, "next":{"v":2,"next":{"v":3}}}'], ['{"next":{"v":1}}']),
+    ({"type": "string", "$comment": "x", "x-mine": 7}, ['"a"'], ["1"]),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), CASES, ids=lambda x: str(x)[:40])
+def test_the_grammar_allows_what_the_schema_does(
+    allows: Allows, schema: Any, good: list[str], bad: list[str]
+) -> None:
+    assert [t for t in good if not allows(schema, t)] == []
+    assert [t for t in bad if allows(schema, t)] == []
+    for text in good:
+        json.loads(text)
+
+
+def chain(n: int) -> dict[str, Any]:
+    """Choices of choices: 2 to the n ways to begin."""
+    names = {
+        f"d{i}": {"anyOf": [an("object", title="x", **link(i, "a")), an("object", **link(i, "b"))]}
+        for i in range(n)
+    }
+    return {"$ref": "#/$defs/d0", "$defs": {**names, f"d{n}": an("null")}}
+
+
+def link(i: int, name: str) -> dict[str, Any]:
+    return {"properties": {name: {"$ref": f"#/$defs/d{i + 1}"}}}
+
+
+def doubling(n: int) -> dict[str, Any]:
+    """2 to the n ways to begin, spelled out in n definitions."""
+    names: dict[str, Any] = {
+        f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}, {"$ref": f"#/$defs/e{i + 1}"}]}
+        for i in range(n)
+    }
+    others = {
+        f"e{i}": {"anyOf": [{"$ref": f"#/$defs/e{i + 1}"}, {"$ref": f"#/$defs/d{i + 1}"}]}
+        for i in range(n)
+    }
+    ends = {f"d{n}": an("null"), f"e{n}": an("boolean")}
+    return {"$ref": "#/$defs/d0", "$defs": names | others | ends}
+
+
+def nested(n: int) -> Any:
+    schema: Any = an("null")
+    for _ in range(n):
+        schema = an("array", items=schema)
+    return schema
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ({"$ref": "https://example.com/schema.json"}, "outside"),
+    ({"$ref": "file:///etc/passwd"}, "outside"),
+    ({"$ref": "#/$defs/nothing"}, "nowhere"),
+    ({"$ref": "#"}, "without end"),
+    ({"anyOf": [{"$ref": "#"}, an("null")]}, "without end"),
+    ({"allOf": [{"$ref": "#"}]}, "without end"),
+    (doubling(30), "too many choices"),
+    (nested(200), "nested too deeply"),
+    (an("string", maxLength=10**9), "repetitions"),
+    (an("string", minLength=10**400), "repetitions"),
+    (an("string", pattern="^(a{9999}){9999}$"), "repetitions"),
+    (an("string", pattern="^(a*)*$"), "empty"),
+    (an("string", pattern="^(?=a)b$"), "look-around"),
+    (an("string", pattern="(" * 100 + ")" * 100), "deeply"),
+    (an("string", pattern="(a"), "parenthesis"),
+    (an("string", pattern="[z-a]"), "range"),
+    (an("string", pattern="a{3,2}"), "wrong way round"),
+    (an("string", pattern="\\"), "an end"),
+    (an("string", pattern="[" + "a" * 10_000), "characters"),
+    (an("string", pattern=r"^[^\s\S]$"), "class without"),
+    (an("object", properties=[]), "`properties`"),
+    (an("object", required="a"), "`required`"),
+    (an("object", patternProperties={"a": {}}), "`patternProperties`"),
+    (an("number", maximum=3.5), "`maximum`"),
+    (an("integer", minimum=5, maximum=4), "no value"),
+    (an("array", items=False, minItems=1), "no value"),
+    ({"not": {}}, "`not`"),
+    (an("integer", multipleOf=3), "`multipleOf`"),
+    (an("thing"), "`type`"),
+    ({"type": [{}]}, "`type`"),
+    ({"enum": []}, "`enum`"),
+    ({"anyOf": "x"}, "`anyOf`"),
+    ({"anyOf": [1]}, "not an object"),
+    ([], "not an object"),
+    (False, "not an object"),
+    ({"enum": list(range(9000))}, "too many choices"),
+    ({"description": "x" * 70_000}, "characters"),
+]
+
+
+@pytest.mark.parametrize(("schema", "why"), REFUSED, ids=lambda x: str(x)[:40])
+def test_what_cannot_be_followed_is_refused_with_a_sentence(schema: Any, why: str) -> None:
+    with pytest.raises(GrammarError, match=why) as caught:
+        grammar_of(json.dumps(schema))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["{", '"\\ud800"', "[" * 60_000, "nonsense"])
+def test_a_schema_that_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(GrammarError, match="JSON"):
+        grammar_of(text)
+
+
+def test_every_grammar_of_a_large_schema_is_taken_by_llama_cpp(llama: Llama) -> None:
+    properties = {f"property {i}": an("integer", minimum=i) for i in range(200)}
+    schemas: list[Any] = [
+        an("object", properties=properties, required=list(properties)[::2]),
+        an("object", properties=properties, additionalProperties=True),
+        {"enum": list(range(module.MAX_DEPTH, 2000))},
+        nested(50),
+        chain(20),
+        an("string", maxLength=2000),
+        an("string", pattern="^(a{1000}){1000}$"),
+    ]
+    for schema in schemas:
+        Grammar(llama, grammar_of(json.dumps(schema))).close()
