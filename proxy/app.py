@@ -328,9 +328,12 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    ready = request.app.state.engine.ready()
-    state = {"status": "ready" if ready else "the model is not loaded yet"}
-    return _json(state, status=200 if ready else 503)
+    """Where the model cannot be loaded, this says why, in the words that a chat would get."""
+    engine: Engine = request.app.state.engine
+    if engine.ready():
+        return _json({"status": "ready"})
+    trouble = engine.status().get("trouble") or "the model is not loaded yet"
+    return _json({"status": trouble}, status=503)
 
 
 async def metrics(request: Request) -> Response:

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from proxy.config import Config, ConfigError, keys, load, model_file
+from proxy.config import Config, ConfigError, Key, check_files, keys, load
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
 SERVE_FLAGS = ("host", "port", "data", "model", "n_ctx", "policy", "upstream", "api_key")
-"""The keys that have a flag; all others are set in the file or the environment."""
+"""The keys that have a flag, beside all of `[engine]`; others are set in the file or the
+environment.
+"""
 
 MISTAKE = 2
 BACKLOG = 2048
@@ -61,15 +63,21 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: bool) -> 
         context.exit()
 
 
+def _flagged() -> list[Key]:
+    return [k for k in keys() if k.name in SERVE_FLAGS or k.name.startswith("engine.")]
+
+
 def _serve_flags(command: Callable[..., None]) -> Callable[..., None]:
-    table = {key.name: key for key in keys()}
-    for name in reversed(SERVE_FLAGS):
-        key = table[name]
-        option = click.option(
-            f"--{name.replace('_', '-')}", name, help=f"{key.rule.doc} [{key.default_text}]"
-        )
-        command = option(command)
+    for key in reversed(_flagged()):
+        # A switch has two names, and neither is the default: nothing given is nothing said.
+        names = f"{key.flag}/{key.flag.replace('--', '--no-')}" if key.type == "bool" else key.flag
+        text = f"{key.rule.doc} [{key.default_text}]"
+        command = click.option(names, _parameter(key), help=text, default=None)(command)
     return command
+
+
+def _parameter(key: Key) -> str:
+    return key.name.replace(".", "_")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,12 +96,13 @@ def cli() -> None:
 @cli.command()
 @_serve_flags
 @click.option("--config", "file", type=click.Path(path_type=Path), help="A TOML file.")
-def serve(file: Path | None, **flags: str | None) -> None:
+def serve(file: Path | None, **flags: str | bool | None) -> None:
     """Run the proxy until it is told to stop.
 
     Every setting can also stand in config/chatfold.toml or the environment (CHATFOLD_PORT, ...).
     """
-    config = load(flags, environ=os.environ, file=file)
+    given = {key.name: flags[_parameter(key)] for key in _flagged()}
+    config = load(given, environ=os.environ, file=file)
     _check(config)
     _configure_logging(config)
     asyncio.run(_check_store(config))
@@ -163,7 +172,7 @@ def greeting(host: str, port: int) -> str:
 def _check(config: Config) -> None:
     """Finds a user's mistakes before anything is started. Makes the data directory."""
     if not config.upstream:
-        model_file(config)
+        check_files(config)
     try:
         config.data.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

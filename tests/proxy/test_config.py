@@ -58,6 +58,23 @@ def test_sections_come_from_the_file_and_from_the_environment(tmp_path: Path) ->
     assert isinstance(config.timeouts.ping_s, float)
 
 
+@pytest.mark.parametrize("text", ['["a:0.5", "b"]', '"a:0.5, b"'])
+def test_a_list_is_one_in_the_file_and_has_commas_elsewhere(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, f"[engine]\nlora = {text}\ntensor_split = [3, 1.5]\nmmap = false\n")
+    environ = {"CHATFOLD_ENGINE_LORA": "a:0.5,b,", "CHATFOLD_ENGINE_MMAP": "false"}
+    environ["CHATFOLD_ENGINE_TENSOR_SPLIT"] = "3, 1.5"
+    flags = {"engine.lora": "a:0.5,b", "engine.tensor_split": "3,1.5", "engine.mmap": False}
+    expected = EngineConfig(lora=("a:0.5", "b"), tensor_split=(3.0, 1.5), mmap=False)
+    assert load(environ={}, file=file).engine == expected
+    assert load(environ=environ).engine == expected
+    assert load(flags, environ={}).engine == expected
+
+
+def test_an_empty_list_in_the_environment_takes_the_files_back(tmp_path: Path) -> None:
+    file = write(tmp_path, '[engine]\nlora = ["a"]\n')
+    assert load(environ={"CHATFOLD_ENGINE_LORA": ""}, file=file).engine.lora == ()
+
+
 def test_the_environment_names_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "port = 4\n")
     assert load(environ={"CHATFOLD_CONFIG": str(file)}).port == 4
@@ -103,6 +120,14 @@ def test_an_unknown_variable_names_the_nearest() -> None:
         ('upstream = "localhost:8000"', "upstream must be a URL"),
         ('upstream = "http://h:99999999"', "upstream must be a URL"),
         ('host = ""', "host must not be empty"),
+        ("[engine]\nmmap = 1", "engine.mmap must be true or false, not 1"),
+        ("[engine]\nlora = [1]", "engine.lora must be a list, each item text, not [1]"),
+        ("[engine]\nlora = 1", "engine.lora must be a list, each item text, not 1"),
+        ("[engine]\ntensor_split = [1, -1]", "each item a number from 0 to 1000000, not [1, -1]"),
+        (
+            '[engine]\nflash_attention = "off"\ncache_type_v = "q4_0"',
+            "engine.cache_type_v q4_0 needs flash attention",
+        ),
         ("port = ", "is not valid TOML"),
     ],
 )

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from proxy.engines.embedded import protocol
+from proxy.engines.embedded.files import FileError
 from proxy.engines.embedded.grammar import GrammarError
 from proxy.engines.embedded.llama import Llama
-from proxy.engines.embedded.loading import LoadError, build, fingerprint
+from proxy.engines.embedded.loading import LoadError, chosen, fingerprint, state_fingerprint
 from proxy.engines.embedded.prompt import Prompter, UnknownToken
 from proxy.engines.embedded.protocol import (
     Cancel,
@@ -146,8 +147,12 @@ def main() -> None:
         llama = Llama(load)
         prompter = Prompter(llama)
         outbox.send(_loaded(load, llama, prompter))
-    except (LoadError, TemplateError) as exc:
+    except (LoadError, FileError) as exc:
         outbox.send(protocol.Fatal(message=str(exc)))
+        return
+    except TemplateError as exc:
+        setting = "engine.chat_template: " if load.chat_template else ""
+        outbox.send(protocol.Fatal(message=f"{setting}{exc}"))
         return
     inbox = Inbox(llama)
     reader = Reader(frames, inbox, outbox, llama, prompter)
@@ -159,7 +164,7 @@ def main() -> None:
         emit=outbox.send,
         trace=trace,
         gate=inbox.enter,
-        snapshots=_snapshots(load),
+        snapshots=_snapshots(load, llama),
     )
     try:
         _serve(scheduler, inbox)
@@ -301,12 +306,12 @@ class Reader:
         )
 
 
-def _snapshots(load: Load) -> Snapshots | None:
+def _snapshots(load: Load, llama: Llama) -> Snapshots | None:
     if not load.snapshots or not load.snapshot_bytes:
         return None
     return Snapshots(
         Path(load.snapshots),
-        fingerprint=f"{fingerprint(load.path)} {build()}",
+        fingerprint=state_fingerprint(load, cells=llama.cells),
         budget_bytes=load.snapshot_bytes,
     )
 
@@ -341,6 +346,7 @@ def _loaded(load: Load, llama: Llama, prompter: Prompter) -> protocol.Loaded:
             "kv_cells": llama.cells,
             "sequences": load.sequences,
             "can_cut": llama.can_cut,
+            **chosen(load, flash_attention=llama.flash_attention),
         },
     )
 

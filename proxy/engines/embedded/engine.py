@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
@@ -350,7 +351,8 @@ class EmbeddedEngine:
             case protocol.Loaded():
                 self._on_loaded(reply)
             case protocol.Fatal(message=message):
-                log.error("the model cannot be loaded: %s", message)
+                if message != self._trouble:  # told once, however often it is tried again
+                    log.error("the model cannot be loaded: %s", message)
                 self._give_up(message)
             case protocol.Stats():
                 self._stats = reply
@@ -381,6 +383,8 @@ class EmbeddedEngine:
         )
         self._trouble = ""
         log.info("model %s loaded, window %d tokens", reply.name, reply.window_tokens)
+        if warning := reply.details.get("warning"):
+            log.warning("%s", warning)
         self._ready = True
         self._settled.set()
         # Those who waited in the last process's queue; who was never sent waits for `_settled`.
@@ -393,7 +397,7 @@ class EmbeddedEngine:
         if not self._trouble and not self._stopping:
             log.error("the model process ended (%s); last words: %s", code, list(self._stderr)[-3:])
             if not loaded:
-                self._give_up(f"The model process ended while it loaded the model ({code}).")
+                self._give_up(_loading_ended(code))
         crashed = EngineCrashed("The model process ended while it worked on this request.")
         for call in list(self._calls.values()):
             # Twice in the queue of a process that died is once too often to be chance.
@@ -441,6 +445,16 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
         if isinstance(exc, asyncio.CancelledError):
             raise
+
+
+def _loading_ended(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        # Nobody but the kernel does that.
+        return (
+            "The model process was killed while it loaded the model, most likely for want of "
+            "memory: a smaller n_ctx or engine.cache_tokens needs less."
+        )
+    return f"The model process ended while it loaded the model ({code})."
 
 
 def _named(engine: EngineConfig, names: Collection[str]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 import llama_cpp as C
 import numpy as np
 
-from proxy.engines.embedded.loading import load_model, new_context, window
+from proxy.engines.embedded.files import template_source
+from proxy.engines.embedded.loading import load_model, new_context, set_adapters, window
 from proxy.engines.embedded.protocol import Load
 
 VOCAB_SPM = 1
@@ -54,16 +55,18 @@ class Abort:
 
 
 class Llama:
-    """A model and one context over a unified KV cache. Raises LoadError."""
+    """A model and one context over a unified KV cache. Raises LoadError and FileError."""
 
     def __init__(self, load: Load) -> None:
         C.llama_backend_init()
         self._model = load_model(load)
+        self._template = template_source(load.chat_template)
         self.vocab = C.llama_model_get_vocab(self._model)
         self.window_tokens = window(self._model, load.n_ctx)
         self.cells = max(load.cache_tokens or 2 * self.window_tokens, self.window_tokens)
         self.abort = Abort()
-        self._context = new_context(self._model, load, self.cells)
+        self._context, self.flash_attention = new_context(self._model, load, self.cells)
+        set_adapters(self._model, self._context, load)
         self._memory = C.llama_get_memory(self._context)
         C.llama_set_abort_callback(self._context, self.abort.callback, self.abort.address)
         self.n_batch = int(C.llama_n_batch(self._context))
@@ -80,6 +83,12 @@ class Llama:
     def context(self) -> C.llama_context_p:
         return self._context
 
+    def close(self) -> None:
+        """Frees all memory. Nothing else may be called afterwards."""
+        C.llama_batch_free(self._batch)
+        C.llama_free(self._context)
+        C.llama_model_free(self._model)
+
     # -- the model -------------------------------------------------------------------------------
 
     def meta(self, key: str) -> str:
@@ -93,6 +102,9 @@ class Llama:
         return buffer.value.decode("utf-8", "replace")
 
     def chat_template(self) -> str:
+        """The one that the settings name, else the model's own, else ""."""
+        if self._template:
+            return self._template
         template = C.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else ""
 

@@ -30,7 +30,26 @@ class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     n_batch: int = 512
     n_ubatch: int = 128
     threads: int = 0
+    threads_batch: int = 0
     gpu_layers: int = 0
+    main_gpu: int = 0
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    flash_attention: str = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    mmap: bool = True
+    mlock: bool = False
+    rope_scaling: str = "auto"
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_orig_ctx: int = 0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_fast: float = -1.0
+    yarn_beta_slow: float = -1.0
+    lora: tuple[str, ...] = ()
+    chat_template: str = ""
     trace_path: str = ""
     snapshots: str = ""
     """Folder for snapshots of sequences; "" keeps none."""
