@@ -21,6 +21,7 @@ serve: $(RUNTIME) ## run chatfold; flags: make serve ARGS="--port 9000 --n-ctx 4
 	@exec $(BIN)/chatfold serve $(ARGS)
 
 test: $(DEV) ## run the tests; flags: make test ARGS="-k sse -x"
+	@$(BIN)/python scripts/install_node.py
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(DEV) ## ruff's checks

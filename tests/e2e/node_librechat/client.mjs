@@ -1,0 +1,105 @@
+// node client.mjs: LibreChat's own client, driven by JSON lines on stdin, one for each turn:
+//   {baseURL, model, user, messages: [[role, text], ...], instructions?, limit?, summarise?,
+//    temperature?, summary?, title?: "completion" | "structured", stop?: "prefill" | "answer", maxTokens?, headers?}
+// and one JSON line back: {text, usage?, error?, title?, summary?, stopped?, aborted_at?}
+import readline from "node:readline";
+import { AIMessage, HumanMessage } from "@langchain/core/messages";
+import { GraphEvents, Run } from "@librechat/agents";
+
+const provider = "openAI";
+const parts = (text) => [{ type: "text", text }];
+const message = ([role, text]) =>
+  role === "user" ? new HumanMessage({ content: parts(text) }) : new AIMessage({ content: parts(text) });
+const textOf = (content) =>
+  typeof content === "string" ? content : (content ?? []).map((part) => part.text ?? "").join("");
+const tokensOf = (message) => Math.ceil(textOf(message.content).length / 4) + 3;
+
+async function turn(ask) {
+  const { baseURL, model = "local-model", user = "65b0c0ffee65b0c0ffee65b0" } = ask;
+  const clientOptions = {
+    model,
+    user,
+    streaming: true,
+    streamUsage: true,
+    apiKey: "none",
+    maxTokens: ask.maxTokens,
+    temperature: ask.temperature ?? 0,
+    configuration: { baseURL, defaultHeaders: ask.headers },
+  };
+  const said = { text: "", usage: undefined, summary: undefined };
+  const controller = new AbortController();
+  const stop = () => {
+    said.aborted_at = performance.timeOrigin + performance.now();
+    controller.abort();
+  };
+  const customHandlers = {
+    [GraphEvents.ON_MESSAGE_DELTA]: {
+      handle: (_, data) => {
+        said.text += textOf(data.delta?.content);
+        if (ask.stop === "answer" && said.text.length > 8 && !controller.signal.aborted) stop();
+      },
+    },
+    [GraphEvents.CHAT_MODEL_END]: {
+      handle: (_, data) => {
+        said.usage = data.output?.usage_metadata ?? said.usage;
+      },
+    },
+    [GraphEvents.ON_SUMMARIZE_COMPLETE]: {
+      handle: (_, data) => {
+        if (data.summary) said.summary = textOf(data.summary.content);
+      },
+    },
+  };
+  const messages = ask.messages.map(message);
+  const agent = {
+    agentId: "agent",
+    provider,
+    clientOptions,
+    instructions: ask.instructions,
+    maxContextTokens: ask.limit,
+    summarizationEnabled: Boolean(ask.summarise),
+    initialSummary: ask.summary ? { text: ask.summary, tokenCount: Math.ceil(ask.summary.length / 4) } : undefined,
+  };
+  const run = await Run.create({
+    runId: crypto.randomUUID(),
+    graphConfig: { type: "standard", agents: [agent] },
+    tokenCounter: tokensOf,
+    indexTokenCountMap: Object.fromEntries(messages.map((it, index) => [String(index), tokensOf(it)])),
+    returnContent: true,
+    skipCleanup: true,
+    customHandlers,
+  });
+  const configurable = { thread_id: "thread", user_id: user };
+  // As since 0.8.7: the title is asked for at once, beside the answer.
+  const titled = ask.title
+    ? run.generateTitle({
+        provider,
+        inputText: ask.messages.at(-1)[1],
+        contentParts: [],
+        titleMethod: ask.title,
+        clientOptions: { ...clientOptions, streaming: false, maxTokens: undefined, temperature: undefined },
+        chainOptions: { configurable },
+      })
+    : undefined;
+  titled?.catch(() => undefined);
+  if (ask.stop === "prefill") setTimeout(stop, ask.after ?? 150);
+  try {
+    const options = { configurable, streamMode: "values", version: "v2", signal: controller.signal };
+    await run.processStream({ messages }, options);
+  } catch (error) {
+    if (!controller.signal.aborted) said.error = String(error?.message ?? error);
+  }
+  said.stopped = controller.signal.aborted;
+  try {
+    said.title = (await titled)?.title;
+  } catch (error) {
+    said.title_error = String(error?.message ?? error);
+  }
+  return said;
+}
+
+process.on("unhandledRejection", () => undefined);
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  const answer = await turn(JSON.parse(line)).catch((error) => ({ error: String(error?.stack ?? error) }));
+  process.stdout.write(`${JSON.stringify(answer)}\n`);
+}

@@ -1,0 +1,163 @@
+"""LibreChat's own current client against the proxy: what a user does, turn by turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from .librechat_client import Chat, Client, evaluated, librechat, missing
+from .serving import Proxy, serving
+
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "it can run"),
+]
+
+TURNS = 40
+LIMIT_TOKENS = 2000
+"""What LibreChat sends at most, by its own count: the window slides from turn 24 on."""
+
+AMPLIFICATION_MOST = 1.05
+BRIEF: dict[str, Any] = {"instructions": "You are terse.", "maxTokens": 8}
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("librechat")
+    with serving(folder, "--n-ctx", "1536", "--policy", "extractive") as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def client(proxy: Proxy) -> Iterator[Client]:
+    with librechat(proxy) as it:
+        yield it
+
+
+def note(n: int) -> str:
+    """A message of the same number of tokens for every n below 100."""
+    return f"Note {n:02}. " + "The keeper writes that the lamp was lit and the sea was calm. " * 5
+
+
+def answered(answer: dict[str, Any]) -> dict[str, Any]:
+    assert "error" not in answer, answer
+    assert answer["text"].strip(), answer
+    return answer
+
+
+def test_forty_turns_with_a_window_that_slides(proxy: Proxy, client: Client) -> None:
+    chat = Chat(client, {**BRIEF, "limit": LIMIT_TOKENS})
+    usages = []
+    for n in range(TURNS):
+        answer = answered(chat.say(note(n), title="completion" if n == 0 else None))
+        if n == 0:
+            assert 0 < len(answer["title"]) <= 60
+        usages.append(answer)
+        proxy.wait_idle()
+    first, second = (answer["usage"] for answer in usages[:2])
+    new = second["input_tokens"] - first["total_tokens"]
+    # 1.0 here, and 22-fold where the prefix is lost with every slide.
+    path = [evaluated(answer) for answer in usages[1:]]
+    assert sum(path) <= AMPLIFICATION_MOST * new * len(path), (new, path)
+    assert max(answer["usage"]["input_tokens"] for answer in usages) < 1536
+    # LibreChat had long stopped to send the first turn: it is in the store, and in the context.
+    assert sum(role == "user" for role, _ in proxy.stored()) == TURNS
+    assert [e for e in proxy.events() if e["event"] == "activated"]
+
+
+def test_regenerate_edit_and_continue_evaluate_what_is_new(proxy: Proxy, client: Client) -> None:
+    chat = Chat(client, BRIEF)
+    for n in range(3):
+        answered(chat.say(f"{uuid4().hex[:4]} {note(n)}"))
+    proxy.wait_idle()
+    *before, question, last = chat.history
+    again = answered(chat.ask([*before, question]))
+    assert evaluated(again) <= 1
+    edited = answered(chat.ask([*before, ["user", "Who writes?"]]))
+    assert evaluated(edited) <= 12
+    going_on = answered(chat.ask([*before, question, last]))
+    assert evaluated(going_on) <= 4
+    # The chat goes on from the first answer, as if nothing had been.
+    assert evaluated(answered(chat.say("And then?"))) <= 16
+
+
+@pytest.mark.parametrize("where", ["prefill", "answer"])
+def test_stop_frees_the_engine_and_the_chat_goes_on(
+    proxy: Proxy, client: Client, where: str
+) -> None:
+    chat = Chat(client, BRIEF)
+    answered(chat.say(f"{uuid4().hex[:4]} {note(1)}"))
+    proxy.wait_idle()
+    since = len(proxy.events())
+    text = uuid4().hex + "".join(f" {n}" for n in range(400)) if where == "prefill" else "Go on."
+    stopped = chat.say(text, stop=where, maxTokens=400)
+    assert stopped["stopped"]
+    assert bool(stopped["text"]) == (where == "answer")
+    gone = proxy.wait_for_event(
+        "cancelled",
+        lambda e: e["event"] == "request_cancelled" and e["cls"] == "chat",
+        since=since,
+    )
+    proxy.wait_idle()
+    events = proxy.events()
+    later = events[events.index(gone) + 1 :]
+    assert not [e for e in later if gone["request"] in e.get("requests", [])]
+    # What the user saw of the answer is in the history now; of the rest nothing is read again.
+    assert evaluated(answered(chat.say("Well?"))) <= 32
+
+
+@pytest.mark.parametrize("method", ["completion", "structured"])
+@pytest.mark.parametrize("model", ["local-model", "gpt-3.5-turbo", "gpt-4o-mini"])
+def test_titles_beside_the_first_answer(
+    proxy: Proxy, client: Client, method: str, model: str
+) -> None:
+    """Structured ones come as a JSON schema or as a tool, depending on the model's name."""
+    proxy.wait_idle()
+    since = len(proxy.events())
+    chat = Chat(client, {**BRIEF, "model": model})
+    answer = answered(chat.say(f"What is a lamp? {uuid4().hex[:4]}", title=method))
+    assert 0 < len(answer["title"]) <= 60
+    proxy.wait_idle()
+    events = [
+        e for e in proxy.events()[since:] if e["event"] in ("request_started", "request_done")
+    ]
+    order = [(e["event"], e["cls"]) for e in events if e["cls"] != "background"]
+    assert order[:2] == [("request_started", "chat"), ("request_done", "chat")]
+    assert order[2:] == [("request_started", "side"), ("request_done", "side")]
+    assert evaluated(answered(chat.say("Who lights it?"))) <= 16
+
+
+def test_its_own_summarisation_costs_nothing_and_loses_nothing(
+    proxy: Proxy, client: Client
+) -> None:
+    options = {"limit": 600, "summarise": True, "headers": {"x-conversation-id": uuid4().hex}}
+    chat = Chat(client, {**BRIEF, **options})
+    proxy.wait_idle()
+    since, summaries = len(proxy.events()), 0
+    for n in range(12):
+        answer = answered(chat.say(note(n)))
+        summaries += bool(answer.get("summary"))
+        if n > 0 and not answer.get("summary"):
+            assert evaluated(answer) <= 110, n
+        proxy.wait_idle()
+    assert summaries >= 1
+    assert not [e for e in proxy.events()[since:] if e.get("cls") == "side"]
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1/", "/v1/chat/completions", "/anything/v1"])
+def test_any_url_will_do(proxy: Proxy, path: str) -> None:
+    with librechat(proxy, path) as client:
+        answer = answered(client.turn([["user", "Hello."]], title="completion", **BRIEF))
+        assert answer["title"]
+
+
+def test_a_fault_that_lasts_is_shown_at_once_and_not_tried_again(
+    proxy: Proxy, client: Client
+) -> None:
+    refused = 'chatfold_requests_total{route="chat_completions",status="400"} '
+    before = proxy.get("/metrics").text.partition(refused)[2].partition("\n")[0]
+    assert "`temperature`" in client.turn([["user", "Hello."]], temperature=9)["error"]
+    assert f"{refused}{float(before or 0) + 1}\n" in proxy.get("/metrics").text
