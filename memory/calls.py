@@ -55,7 +55,7 @@ def split_calls(text: str) -> tuple[str, tuple[Call, ...]]:
 def read_object(text: str) -> dict[str, Any] | None:
     """The JSON object that the text is, None where it is anything else. Never raises."""
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -103,3 +103,7 @@ def _finite(number: str) -> float:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+"""Strict: NaN and numbers without end are no JSON, and would be none again when written."""
