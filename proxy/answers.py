@@ -190,6 +190,13 @@ class AnswerStream:
         return text
 
 
+def content_of(text: str, thinking: Thinking) -> str:
+    """A whole answer without its reasoning, where no tools were offered."""
+    stream = AnswerStream(thinking)
+    pieces = [*stream.feed(text), *stream.finish()]
+    return "".join(piece.text for piece in pieces if isinstance(piece, Content))
+
+
 def _may_be_bare(text: str, *, last: bool) -> bool:
     """Whether an answer that begins so may be a call in bare JSON."""
     text = text.lstrip()

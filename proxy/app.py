@@ -22,6 +22,7 @@ from memory.keeper import Keeper
 from memory.policy import load_policy
 from memory.store import Store, StoreError
 from proxy import sse, wire
+from proxy.answering import Called, Message, Thought
 from proxy.anypath import AnyPath
 from proxy.background import BackgroundModel, EngineTokens
 from proxy.chat import Chats, Plan
@@ -281,6 +282,8 @@ async def _frames(chats: Chats, plan: Plan, reply: Reply) -> AsyncGenerator[byte
             async for event in events:
                 if isinstance(event, Delta):
                     yield sse.data(reply.delta(event.text))
+                elif isinstance(event, Thought | Called):
+                    yield sse.data(reply.part(event.delta()))
                 elif isinstance(event, Finished):
                     yield sse.data(reply.closing(event.finish_reason))
                     if reply.include_usage:
@@ -292,20 +295,25 @@ async def _frames(chats: Chats, plan: Plan, reply: Reply) -> AsyncGenerator[byte
 
 
 async def _complete(chats: Chats, plan: Plan, reply: Reply) -> dict[str, Any]:
-    text: list[str] = []
+    message = Message()
     finished: Finished | None = None
     async with aclosing(chats.run(plan)) as events:
         async for event in events:
-            if isinstance(event, Delta):
-                text.append(event.text)
-            elif isinstance(event, Finished):
+            message.add(event)
+            if isinstance(event, Finished):
                 finished = event
     assert finished is not None
-    return reply.completion("".join(text), finished.finish_reason, _usage(finished))
+    reason = finished.finish_reason
+    return reply.completion_of(message.json(), _usage(finished), finish_reason=reason)
 
 
 def _usage(finished: Finished) -> Usage:
-    return Usage(finished.prompt_tokens, finished.cached_tokens, finished.completion_tokens)
+    return Usage(
+        finished.prompt_tokens,
+        finished.cached_tokens,
+        finished.completion_tokens,
+        finished.reasoning_tokens,
+    )
 
 
 # -- everything else -----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import replace
 from memory.context import Context
 from memory.keeper import Host
 from memory.ports import Completion
+from proxy.answers import content_of
 from proxy.engines.base import (
     Delta,
     Engine,
@@ -17,6 +18,7 @@ from proxy.engines.base import (
     Generate,
     Priority,
     Sampling,
+    Thinking,
 )
 from proxy.metrics import BACKGROUND, Metrics
 
@@ -50,8 +52,9 @@ class BackgroundModel:
             keep=False,
         )
         text, finished = await self._run(request)
+        thinking = self._engine.info.thinking if self._engine.info else Thinking()
         return Completion(
-            text=text,
+            text=content_of(text, thinking),
             prompt_tokens=finished.prompt_tokens,
             cached_tokens=finished.cached_tokens,
             completion_tokens=finished.completion_tokens,

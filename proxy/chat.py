@@ -28,10 +28,10 @@ from memory.policy import Policy
 from memory.ports import TokenCounter
 from memory.store import Store, StoreError
 from memory.transcript import Transcript
+from proxy.answering import Answering, ClientEvent
 from proxy.config import TimeoutsConfig
 from proxy.engines.base import (
     ContextOverflow,
-    Delta,
     Engine,
     EngineUnavailable,
     Event,
@@ -71,6 +71,10 @@ class Plan:
     @property
     def context(self) -> Context:
         return self.assembled.context
+
+
+def _answering(plan: Plan) -> Answering:
+    return Answering(plan.model.thinking, plan.request.tools)
 
 
 class Chats:
@@ -114,19 +118,19 @@ class Chats:
         model = await self._engine.model()
         if aside:
             return await self._plan_aside(request, owner, model)
-        history, degraded = await self._place(request.transcript, model, owner, client_id)
+        history, degraded = await self._place(request, model, owner, client_id)
         assembled = self._assemble(request, model, history)
         return Plan(request, model, history, assembled, degraded, client_id)
 
-    async def run(self, plan: Plan) -> AsyncGenerator[Event, None]:
+    async def run(self, plan: Plan) -> AsyncGenerator[ClientEvent, None]:
         """The answer's events. When the last one is given out, the turn is in the store.
 
         However it ends, the engine works no longer on it afterwards, and what was answered by then
         is stored. Raises EngineError.
         """
         if plan.aside:
-            async with aclosing(self._generate(plan)) as events:
-                async for event in events:
+            async with aclosing(self._answer(plan, _answering(plan))) as said:
+                async for event in said:
                     yield event
             return
         with self._running.answering(plan.history.owner):
@@ -134,24 +138,30 @@ class Chats:
                 async for event in events:
                     yield event
 
-    async def _run_chat(self, plan: Plan) -> AsyncGenerator[Event, None]:
-        text: list[str] = []
+    async def _run_chat(self, plan: Plan) -> AsyncGenerator[ClientEvent, None]:
+        answering = _answering(plan)
         finished: Finished | None = None
         try:
-            async with aclosing(self._generate(plan)) as events:
-                async for event in events:
+            async with aclosing(self._answer(plan, answering)) as said:
+                async for event in said:
                     if isinstance(event, Finished):
                         finished = event
                     else:
-                        if isinstance(event, Delta):
-                            text.append(event.text)
                         yield event
         finally:
             # A client that leaves must not take its turn along: it may come back with it.
             with anyio.move_on_after(COMMIT_S, shield=True):
-                await self._commit(plan, "".join(text), finished)
+                await self._commit(plan, answering, finished)
         assert finished is not None, "an engine ends with Finished or raises"
         yield finished
+
+    async def _answer(self, plan: Plan, answering: Answering) -> AsyncGenerator[ClientEvent, None]:
+        async with aclosing(self._generate(plan)) as events:
+            async for event in events:
+                for said in answering.events(event):
+                    yield said
+                if isinstance(event, Finished):
+                    yield answering.closing(event)
 
     def count_failure(self, exc: Exception) -> None:
         self._metrics.error(type(exc).__name__)
@@ -161,23 +171,31 @@ class Chats:
     async def _plan_aside(self, request: ChatRequest, owner: str, model: ModelInfo) -> Plan:
         transcript = request.transcript
         system = transcript.system or model.default_system
-        history = await without_store(self._counter, owner, transcript, system=system)
+        history = await without_store(
+            self._counter, owner, transcript, system=system, tools=request.tools.text
+        )
         assembled = self._assemble(request, model, history)
         return Plan(request, model, history, assembled, degraded=False, aside=True)
 
     async def _place(
-        self, transcript: Transcript, model: ModelInfo, owner: str, client_id: str | None
+        self, request: ChatRequest, model: ModelInfo, owner: str, client_id: str | None
     ) -> tuple[History, bool]:
         """A summary by the client itself is left out where all that it stands for is known."""
-        bare = without_summary(transcript)
+        tools = request.tools.text
+        bare = without_summary(request.transcript)
         if bare and bare.messages:
-            found = await self._recognise(bare, model, owner, client_id)
+            found = await self._recognise(bare, model, owner, client_id, tools)
             if len(found[0].digests) > len(bare.messages):
                 return found
-        return await self._recognise(transcript, model, owner, client_id)
+        return await self._recognise(request.transcript, model, owner, client_id, tools)
 
     async def _recognise(
-        self, transcript: Transcript, model: ModelInfo, owner: str, client_id: str | None
+        self,
+        transcript: Transcript,
+        model: ModelInfo,
+        owner: str,
+        client_id: str | None,
+        tools: str,
     ) -> tuple[History, bool]:
         system = transcript.system or model.default_system
         try:
@@ -187,6 +205,7 @@ class Chats:
                 owner,
                 transcript,
                 system=system,
+                tools=tools,
                 client_id=client_id,
                 split=self._policy.system == "split",
             )
@@ -194,7 +213,10 @@ class Chats:
             return history, self._store.degraded
         except StoreError as exc:
             self._degraded("read", exc)
-            return await without_store(self._counter, owner, transcript, system=system), True
+            history = await without_store(
+                self._counter, owner, transcript, system=system, tools=tools
+            )
+            return history, True
 
     def _assemble(
         self, request: ChatRequest, model: ModelInfo, history: History, *, spare_tokens: int = 0
@@ -272,15 +294,16 @@ class Chats:
 
     # -- after -----------------------------------------------------------------------------------
 
-    async def _commit(self, plan: Plan, text: str, finished: Finished | None) -> None:
+    async def _commit(self, plan: Plan, answering: Answering, finished: Finished | None) -> None:
         """One transaction with the whole turn; then the keeper may look at it."""
+        kept = answering.kept(finished)
         nodes, digests = answered(
             plan.history,
-            text=text,
-            # An answer that was cut off is counted when it is next used.
-            n_tokens=finished.completion_tokens if finished else -1,
-            token_ids=finished.token_ids if finished else None,
-            tokenizer=plan.model.fingerprint if finished else "",
+            text=kept.text,
+            n_tokens=kept.n_tokens,
+            token_ids=kept.token_ids,
+            # Where its tokens are not known it is counted when it is next used.
+            tokenizer=plan.model.fingerprint if kept.token_ids is not None else "",
             created_at=self._clock(),
         )
         if not nodes:
@@ -295,7 +318,8 @@ class Chats:
         except StoreError as exc:
             self._degraded("write", exc)
             return
-        job = Job(owner, history.conversation, digests, history.system.text)
+        system = history.system
+        job = Job(owner, history.conversation, digests, system.text, tools=system.tools)
         if len(digests) <= FIRST_TURN_MESSAGES:
             self._running.remember(job)
         self._keeper.wake(job)

@@ -17,6 +17,7 @@ from memory.policy import Policy
 from memory.ports import TokenCounter
 from memory.store import Store, StoreError
 from memory.transcript import USER, Message, Transcript
+from proxy.answers import content_of
 from proxy.config import LibreChatConfig
 from proxy.engines.base import (
     Delta,
@@ -27,6 +28,7 @@ from proxy.engines.base import (
     ModelInfo,
     Priority,
     Sampling,
+    Thinking,
 )
 from proxy.librechat.quote import instruction_of, shortened
 from proxy.librechat.side import Form, Kind, Side
@@ -139,7 +141,8 @@ class Sides:
                     text.append(event.text)
                 elif isinstance(event, Finished):
                     usage = self._counted(event)
-        return title_of("".join(text)), usage
+        thinking = self._engine.info.thinking if self._engine.info else Thinking()
+        return title_of(content_of("".join(text), thinking)), usage
 
     def _counted(self, finished: Finished) -> Usage:
         usage = Usage(finished.prompt_tokens, finished.cached_tokens, finished.completion_tokens)
@@ -173,6 +176,7 @@ class Sides:
             job.conversation,
             job.digests,
             system=job.system,
+            tools=job.tools,
         )
         context = self._context(history, model)
         asked = (*context.messages, ContextMessage(USER, (instruction,)))

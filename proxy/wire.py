@@ -7,17 +7,30 @@ fields that mean nothing here, and those are skipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeVar
 
 import msgspec
 
-from memory.transcript import ASSISTANT, USER, Message, Transcript
+from memory.calls import text_with_calls
+from memory.transcript import ASSISTANT, TOOL, USER, Message, Transcript
 from proxy.engines.base import Sampling
 from proxy.errors import ApiError, bad_request
+from proxy.tools import (
+    NO_TOOLS,
+    FunctionCall,
+    ToolCall,
+    Tools,
+    misplaced,
+    parse_tools,
+    result_order,
+    unanswered,
+)
 
 SYSTEM_ROLES = ("system", "developer")
-TOOL_ROLES = ("tool", "function")
-KNOWN_ROLES = frozenset((USER, ASSISTANT, *SYSTEM_ROLES))
+TOOL_ROLES = (TOOL, "function")
+KNOWN_ROLES = frozenset((USER, ASSISTANT, *SYSTEM_ROLES, *TOOL_ROLES))
+PLAIN_ROLES = frozenset((USER, ASSISTANT, *SYSTEM_ROLES))
 
 MAX_STOPS = 16
 MAX_INT = 2**63 - 1
@@ -42,6 +55,7 @@ class ChatRequest:
     max_tokens: int | None = None
     user: str | None = None
     n: int = 1
+    tools: Tools = NO_TOOLS
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -54,6 +68,15 @@ class _Message(msgspec.Struct, frozen=True):
     # Required, so that a body of millions of `{}` ends at the first one.
     role: str
     content: str | list[_Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        if self.function_call:
+            return [ToolCall(self.function_call)]
+        return self.tool_calls or []
 
 
 class _StreamOptions(msgspec.Struct, frozen=True):
@@ -85,9 +108,11 @@ class _Body(msgspec.Struct, frozen=True):
     logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     response_format: _ResponseFormat | None = None
-    # Only asked whether there is anything in them.
     tools: msgspec.Raw = msgspec.Raw(b"null")
+    tool_choice: msgspec.Raw = msgspec.Raw(b"null")
+    parallel_tool_calls: bool | None = None
     functions: msgspec.Raw = msgspec.Raw(b"null")
+    function_call: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decoder = msgspec.json.Decoder(_Body)
@@ -106,6 +131,17 @@ def parse_chat(body: bytes) -> ChatRequest:
         include_usage=bool(options.include_usage),
         max_tokens=_max_tokens(request),
         user=request.user or None,
+        tools=_tools(request),
+    )
+
+
+def _tools(request: _Body) -> Tools:
+    return parse_tools(
+        request.tools,
+        request.functions,
+        request.tool_choice,
+        request.function_call,
+        parallel=request.parallel_tool_calls is not False,
     )
 
 
@@ -137,17 +173,9 @@ def _refuse_what_is_missing(request: _Body) -> None:
         raise bad_request("Only one choice for each request is supported: n = 1.", param="n")
     if request.logprobs:
         raise bad_request("`logprobs` is not supported yet.", param="logprobs")
-    if not _is_empty(request.tools):
-        raise bad_request("Tools are not supported yet.", param="tools")
-    if not _is_empty(request.functions):
-        raise bad_request("Functions are not supported yet.", param="functions")
     if request.response_format and request.response_format.type != "text":
         sentence = "`response_format` other than text is not supported yet."
         raise bad_request(sentence, param="response_format")
-
-
-def _is_empty(raw: msgspec.Raw) -> bool:
-    return b"".join(bytes(raw).split()) in (b"null", b"[]")
 
 
 def _transcript(messages: list[_Message] | None) -> Transcript:
@@ -156,34 +184,61 @@ def _transcript(messages: list[_Message] | None) -> Transcript:
         raise bad_request("`messages` must hold at least one message.", param="messages")
     system: list[str] = []
     chat: list[Message] = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(_in_order(messages)):
         text = message.content
         # Most messages are plain: no place is spelled out for an error that they do not have.
-        if message.role not in KNOWN_ROLES or not isinstance(text, str):
+        if message.role not in PLAIN_ROLES or not isinstance(text, str):
             _check_role(message.role, f"messages[{index}].role")
             text = _text(message, f"messages[{index}].content")
         if message.role in SYSTEM_ROLES:
             system.append(text)
+        elif message.role in TOOL_ROLES:
+            _add_result(chat, text, f"messages[{index}]")
+        elif message.role == ASSISTANT and message.calls:
+            calls = [c.function.call for c in message.calls]
+            chat.append(Message(ASSISTANT, text_with_calls(text, calls)))
         elif message.role == USER or text.strip():
             chat.append(Message(message.role, text))
+    if messages[-1].calls:
+        raise unanswered(f"messages[{len(messages) - 1}]")
     transcript = Transcript("\n\n".join(filter(None, system)), tuple(chat))
     if not transcript.system and not transcript.messages:
         raise bad_request("`messages` holds no text at all.", param="messages")
     return transcript
 
 
+def _in_order(messages: list[_Message]) -> list[_Message]:
+    """The same with results of tools in the order of their calls."""
+    if not any(m.role in TOOL_ROLES for m in messages):
+        return messages
+    out: list[_Message] = []
+    for is_result, run in groupby(messages, key=lambda m: m.role in TOOL_ROLES):
+        group = list(run)
+        if is_result and out:
+            order = result_order(out[-1].calls, [m.tool_call_id for m in group])
+            group = [group[i] for i in order] if order else group
+        out += group
+    return out
+
+
+def _add_result(chat: list[Message], text: str, where: str) -> None:
+    if not chat:
+        return  # A window that slid cut its call away; alone it says nothing.
+    if chat[-1].role == USER:
+        raise misplaced(where)
+    chat.append(Message(TOOL, text))
+
+
 def _check_role(role: str, where: str) -> None:
-    if role in TOOL_ROLES:
-        raise bad_request(f"Messages of the role {role!r} are not supported yet.", param=where)
     if role not in KNOWN_ROLES:
-        known = "system, developer, user or assistant"
+        known = "system, developer, user, assistant or tool"
         raise bad_request(f"`{where}` must be {known}, not {_short(role)}.", param=where)
 
 
 def _text(message: _Message, where: str) -> str:
     if isinstance(message.content, str):
         return message.content
-    if message.content is None and message.role != ASSISTANT:
+    if message.content is None and message.role in (USER, *SYSTEM_ROLES):
         raise bad_request(f"`{where}` is missing.", param=where)
     parts = message.content or []
     return "\n".join(_part_text(part, f"{where}[{i}]") for i, part in enumerate(parts))
@@ -276,6 +331,7 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -283,6 +339,7 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
 
@@ -304,7 +361,11 @@ class Reply:
         return self._chunk({"role": ASSISTANT, "content": "", "refusal": None})
 
     def delta(self, text: str) -> dict[str, Any]:
-        return self._chunk({"content": text})
+        return self.part({"content": text})
+
+    def part(self, delta: dict[str, Any]) -> dict[str, Any]:
+        """A chunk with what came of the message: reasoning, a call."""
+        return self._chunk(delta)
 
     def closing(self, finish_reason: str) -> dict[str, Any]:
         return self._chunk({}, finish_reason)

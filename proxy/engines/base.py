@@ -176,6 +176,10 @@ class Finished:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     others: tuple[str, ...] = ()
+    token_ends: bytes = b""
+    """For each token generated, how many characters of the text are whole behind it (int32), -1
+    where it ends inside one."""
+    reasoning_tokens: int = 0
 
 
 Event = Started | Delta | Finished

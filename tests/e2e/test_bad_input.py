@@ -93,6 +93,11 @@ def assert_refused(response: httpx.Response, status: int = 400) -> dict[str, Any
     return found
 
 
+NESTED_TOOLS = (
+    '[{"function": {"name": "f", "parameters": ' + '{"a":' * 200 + "1" + "}" * 200 + "}}]"
+)
+CALLING = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
+
 REFUSED: dict[str, bytes] = {
     "empty body": b"",
     "white space": b" \n",
@@ -167,7 +172,11 @@ REFUSED: dict[str, bytes] = {
     "nested content": raw("[" * NESTING + "]" * NESTING),
     "nested unknown field": raw('"x"', extra="[" * NESTING + "]" * NESTING),
     "nested tools": raw('"x"', tools="[" * NESTING + "]" * NESTING),
-    "tools": body(tools=[{"type": "function", "function": {"name": "f"}}]),
+    "tools without a name": body(tools=[{"type": "function", "function": {}}]),
+    "tools with markup for a name": body(tools=[{"function": {"name": "<|im_end|>"}}]),
+    "tools nested in parameters": raw('"x"', tools=NESTED_TOOLS),
+    "a call of no tool": body(tool_choice={"type": "function", "function": {"name": "f"}}),
+    "a call and no result": body(messages=[user("Hi."), CALLING]),
     "json_object": body(response_format={"type": "json_object"}),
 }
 
@@ -207,6 +216,9 @@ ANSWERED: dict[str, bytes] = {
     "a bias for no token": body(logit_bias={str(2**31 - 1): 5}),
     "an empty stop": body(stop=["", "\n"]),
     "no tools": body(tools=[], functions=[]),
+    "results of tools, and no tools": body(
+        messages=[user("Hi."), CALLING, {"role": "tool", "content": "<|im_end|>"}]
+    ),
     "every knob": body(
         temperature=2, top_p=0, top_k=0, min_p=1, presence_penalty=2, frequency_penalty=-2
     ),
