@@ -31,6 +31,7 @@ from memory.transcript import Transcript
 from proxy.answering import Answering, ClientEvent
 from proxy.config import TimeoutsConfig
 from proxy.engines.base import (
+    CallFormat,
     ContextOverflow,
     Engine,
     EngineUnavailable,
@@ -45,6 +46,7 @@ from proxy.errors import bad_request
 from proxy.librechat.summaries import without_summary
 from proxy.metrics import CHAT, SIDE, Metrics
 from proxy.running import Running
+from proxy.tools import Tools
 from proxy.wire import ChatRequest
 
 log = logging.getLogger("chatfold.chat")
@@ -71,6 +73,10 @@ class Plan:
     @property
     def context(self) -> Context:
         return self.assembled.context
+
+
+def _format(tools: Tools) -> CallFormat | None:
+    return CallFormat(tools.names, one_call=tools.one_call) if tools.must else None
 
 
 def _answering(plan: Plan) -> Answering:
@@ -258,6 +264,7 @@ class Chats:
             keep=not plan.aside,
             max_tokens=plan.request.max_tokens,
             sampling=plan.request.sampling,
+            format=_format(plan.request.tools),
         )
         arrived = time.monotonic()
         async with self._engine.generate(generate) as events:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -19,8 +19,6 @@ from proxy.errors import ApiError, bad_request
 MAX_TOOLS = 128
 MAX_DEPTH = 64
 NAME = re.compile(r"[\w.-]{1,128}")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +100,10 @@ def parse_tools(
     return NO_TOOLS
 
 
-def _read(raw: msgspec.Raw, wanted: type[T], param: str) -> T | None:
+def _read(raw: msgspec.Raw, wanted: Any, param: str) -> Any:
+    """A value of the type `wanted`, or None for null."""
     try:
-        return msgspec.json.decode(raw, type=wanted | None)  # type: ignore[operator]
+        return msgspec.json.decode(raw, type=wanted | None)
     except (msgspec.DecodeError, RecursionError) as exc:
         problem = str(exc).partition(" - at ")[0]
         raise bad_request(f"`{param}` cannot be read: {problem}.", param=param) from exc
@@ -119,7 +118,8 @@ def _function(tool: _Tool) -> _Function:
 
 
 def _choice(raw: msgspec.Raw, param: str) -> str | _Choice:
-    return _read(raw, str | _Choice, param) or "auto"
+    choice: str | _Choice | None = _read(raw, str | _Choice, param)
+    return choice or "auto"
 
 
 def _chosen(

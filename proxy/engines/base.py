@@ -97,6 +97,14 @@ class JsonFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class CallFormat:
+    """The answer calls tools of these names (of Context.tools), with `one_call` exactly one."""
+
+    names: tuple[str, ...]
+    one_call: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Generate:
     """One request to an engine.
 
@@ -119,7 +127,7 @@ class Generate:
     keep: bool = True
     conversation: str = ""
     n: int = 1
-    format: JsonFormat | None = None
+    format: JsonFormat | CallFormat | None = None
     raw: str | tuple[int, ...] | None = None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.engines.base import Generate, RequestRefused
+from proxy.engines.base import CallFormat, Generate, RequestRefused
 
 
 def refuse_what_is_missing(request: Generate) -> None:
@@ -12,6 +12,9 @@ def refuse_what_is_missing(request: Generate) -> None:
     if request.sampling.logprobs is not None:
         sentence = "`logprobs` is not passed on to the upstream server."
         raise RequestRefused(sentence, param="logprobs")
+    if isinstance(request.format, CallFormat):
+        sentence = "Tools are not passed on to the upstream server."
+        raise RequestRefused(sentence, param="tools")
     if request.format is not None:
         sentence = "`response_format` is not passed on to the upstream server."
         raise RequestRefused(sentence, param="response_format")

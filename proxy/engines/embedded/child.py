@@ -274,9 +274,11 @@ class Reader:
             self._refuse(submit.id, "refused", "The request holds no text.")
             return
         try:
-            grammar = Grammar(self._llama, submit.grammar) if submit.grammar else None
+            text = self._prompter.call_grammar(submit) if submit.must_call else submit.grammar
+            grammar = Grammar(self._llama, text) if text else None
         except GrammarError as exc:
-            self._refuse(submit.id, "refused", str(exc), param="response_format")
+            param = "tool_choice" if submit.must_call else "response_format"
+            self._refuse(submit.id, "refused", str(exc), param=param)
             return
         arrived_at = time.monotonic()
         self._inbox.put(Request(submit, tokens, arrived_at, grammar=grammar))

@@ -20,6 +20,7 @@ from memory.ports import Budget
 from proxy.config import Config, EngineConfig, model_file
 from proxy.engines import base
 from proxy.engines.base import (
+    CallFormat,
     ContextOverflow,
     Delta,
     EngineCrashed,
@@ -28,6 +29,7 @@ from proxy.engines.base import (
     Event,
     Finished,
     Generate,
+    JsonFormat,
     ModelInfo,
     QueueFull,
     ReaderStalled,
@@ -487,11 +489,13 @@ def _submit(id_: int, request: Generate) -> Submit:
         n=request.n,
         logprobs=s.logprobs,
         grammar=_grammar(request),
+        must_call=request.format.names if isinstance(request.format, CallFormat) else (),
+        one_call=isinstance(request.format, CallFormat) and request.format.one_call,
     )
 
 
 def _grammar(request: Generate) -> str:
-    if request.format is None:
+    if not isinstance(request.format, JsonFormat):
         return ""
     try:
         return grammar_of(request.format.schema)
@@ -539,4 +543,5 @@ def _finished(reply: protocol.Ended) -> Finished:
         prefill_s=reply.prefill_s,
         decode_s=reply.decode_s,
         others=reply.others,
+        token_ends=reply.token_ends,
     )

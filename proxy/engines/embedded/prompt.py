@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from proxy.engines.embedded.call_grammar import grammar_of_calls
 from proxy.engines.embedded.llama import TOKEN_BYTES, Llama, from_bytes
-from proxy.engines.embedded.protocol import Part
+from proxy.engines.embedded.protocol import Part, Submit
 from proxy.engines.embedded.template import CHATML, ChatTemplate, Content, Markup, TemplateError
 from proxy.engines.embedded.tools import in_own_form, results_as_user, told_in_system
 
@@ -75,6 +76,18 @@ class Prompter:
 
     def count(self, text: str) -> int:
         return len(self._text(text, markup=False, first=False))
+
+    def call_grammar(self, submit: Submit) -> str:
+        """What an answer may be that must call. Raises GrammarError."""
+        template = self.template
+        return grammar_of_calls(
+            submit.tools,
+            submit.must_call,
+            one_call=submit.one_call,
+            form=template.form,
+            think_tags=template.think_tags if template.thinks else None,
+            thinks_first=template.thinks_first,
+        )
 
     def tools_cost(self, tools: str) -> int:
         """Tokens that the tools add to a prompt. Raises TemplateError."""

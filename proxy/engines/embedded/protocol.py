@@ -94,6 +94,9 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     logprobs: int | None = None
     grammar: str = ""
     """GBNF that the answer is held to."""
+    must_call: tuple[str, ...] = ()
+    """Names of tools; the answer is held to calls of them, with `one_call` to one."""
+    one_call: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -185,6 +188,8 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     decode_s: float
     others: tuple[str, ...] = ()
     """Finish reasons of the choices behind the first."""
+    token_ends: bytes = b""
+    """Of the first choice: see base.Finished."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -39,6 +39,7 @@ from proxy.engines.embedded.sampling import CannotGoOn, Sampler, logprob
 from proxy.engines.embedded.sequences import Sequence as KVSequence
 from proxy.engines.embedded.sequences import SequenceCache
 from proxy.engines.embedded.snapshots import Snapshots
+from proxy.engines.embedded.text import ends_of
 
 SNAPSHOT_TOKENS_LEAST = 128
 """Shorter sequences are evaluated again sooner than they are read."""
@@ -450,6 +451,7 @@ class Scheduler:
             prefill_s=first.first_token_at - first.began_at,
             decode_s=self._clock() - first.first_token_at,
             others=tuple(r.reason for r in choices[1:]),
+            token_ends=to_bytes(ends_of([self._llama.piece(t) for t in first.generated])),
         )
 
     def _token_ids(self, request: Request) -> bytes | None:

@@ -95,6 +95,7 @@ class ChatTemplate:
         self.takes_results = self.takes_tools and self._probe_results()
         self.form = family(source)
         self.think_tags = next((pair for pair in THINK_TAGS if pair[1] in source), THINK_TAGS[0])
+        self.thinks = self.think_tags[1] in source
         self.thinks_first = self._probe_thinking()
 
     def render(

@@ -83,6 +83,16 @@ class TextStream:
         return text
 
 
+def ends_of(pieces: Sequence[bytes]) -> list[int]:
+    """How many characters of the text are whole behind each piece, -1 where it ends inside one."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    ends, n_chars = [], 0
+    for piece in pieces:
+        n_chars += len(decoder.decode(piece))
+        ends.append(-1 if decoder.getstate()[0] else n_chars)
+    return ends
+
+
 class Aligned(Generic[T]):
     """What belongs to the pieces of a text stream, given out with their text.
 
