@@ -20,7 +20,7 @@ help: ## this list
 serve: $(RUNTIME) ## run chatfold; flags: make serve ARGS="--port 9000 --n-ctx 4096"
 	@exec $(BIN)/chatfold serve $(ARGS)
 
-test: $(DEV) ## run the tests; flags: make test ARGS="-k sse -x"
+test: $(DEV) $(BENCH) ## run the tests; flags: make test ARGS="-k sse -x"
 	@$(BIN)/python scripts/install_node.py
 	$(BIN)/python -m pytest $(ARGS)
 

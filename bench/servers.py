@@ -1,4 +1,4 @@
-"""The two systems as processes: chatfold, and llama-cpp-python's own server bare."""
+"""The systems as processes: chatfold, and bare llama_cpp.server and llama-server."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ class Server:
 
     ready_path = "/readyz"
 
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self._port}"
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -102,15 +106,18 @@ class Server:
 
 
 class Chatfold(Server):
-    """chatfold with its default model. `directory` holds its data, its log and its trace."""
+    """chatfold with its default model, or before the server at `upstream`, whose own window holds
+    then. `directory` holds its data, its log and its trace."""
 
-    def __init__(self, directory: Path, *, window_tokens: int) -> None:
+    def __init__(self, directory: Path, *, window_tokens: int = 0, upstream: str = "") -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.trace = directory / "trace.jsonl"
         command = [str(Path(sys.executable).with_name("chatfold")), "serve"]
         command += ["--data", str(directory / "data"), "--n-ctx", str(window_tokens)]
         env = {k: v for k, v in os.environ.items() if not k.startswith("CHATFOLD_")}
         env["CHATFOLD_TRACE"] = str(self.trace)
+        if upstream:
+            env["CHATFOLD_UPSTREAM"] = upstream
         super().__init__(command, log=directory / "chatfold.log", env=env)
 
     def status(self) -> dict[str, Any]:
@@ -121,20 +128,24 @@ class Chatfold(Server):
         wait_until(self._idle, IDLE_S, "the background work to end")
 
     def _idle(self) -> bool:
-        background = self.status()["background"]
-        return not (background["running"] or background["pending"])
+        status = self.status()
+        background, engine = status["background"], status["engine"]
+        return not (background["running"] or background["pending"] or engine.get("ahead", 0))
 
 
 class Bare(Server):
-    """`python -m llama_cpp.server` on the same model and window, from its own environment."""
+    """`python -m llama_cpp.server` on the same model and window, from its own environment; with its
+    own prompt cache where `cache_bytes` says how large."""
 
     ready_path = "/v1/models"
 
-    def __init__(self, directory: Path, *, window_tokens: int) -> None:
+    def __init__(self, directory: Path, *, window_tokens: int, cache_bytes: int = 0) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         python = ROOT / ".venv-bench/bin/python"
         command = [str(python), "-m", "llama_cpp.server", "--model", str(model_file())]
         command += ["--n_ctx", str(window_tokens)]
+        if cache_bytes:
+            command += ["--cache", "true", "--cache_size", str(cache_bytes)]
         super().__init__(command, log=directory / "bare.log", env=dict(os.environ))
         self._read_to = 0
 
@@ -149,6 +160,24 @@ class Bare(Server):
             found = EVALUATED.findall(self._log.read_text(errors="replace")[self._read_to :])
         self._read_to = len(self._log.read_text(errors="replace"))
         return int(found[-1]) if found else None
+
+
+class LlamaServer(Server):
+    """llama.cpp's own server; `window_tokens` are those of each slot."""
+
+    ready_path = "/health"
+
+    def __init__(
+        self, directory: Path, *, window_tokens: int, slots: int = 1, saves: bool = False
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "bench.llama_server", "--model", str(model_file())]
+        command += ["--n-ctx", str(window_tokens * slots), "--slots", str(slots)]
+        if saves:
+            (directory / "slots").mkdir(exist_ok=True)
+            command += ["--slot-save-path", f"{directory / 'slots'}/"]
+        env = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+        super().__init__(command, log=directory / "llama-server.log", env=env)
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:

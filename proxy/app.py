@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -32,7 +32,7 @@ from proxy.disconnect import STREAM_HEADERS, EventStream, run_until_disconnect
 from proxy.doctor import DATABASE
 from proxy.engines.base import Delta, Engine, EngineError, Finished
 from proxy.errors import ApiError, LastResort, as_api_error, exception_handlers, too_large
-from proxy.headers import authorize, hints, owner_of
+from proxy.headers import authorize, bearer_token, hints, owner_of
 from proxy.librechat.side import Kind, Side, side_of
 from proxy.metrics import CONTENT_TYPE, Metrics
 from proxy.running import Running
@@ -182,6 +182,7 @@ async def chat_completions(request: Request) -> Response:
     reply = _reply(chat.model, include_usage=chat.include_usage)
     planning = chats.plan(chat, owner, client_id=_client_id(request), aside=side is not None)
     plan = await run_until_disconnect(request.receive, planning)
+    plan = replace(plan, client_key=bearer_token(request.headers))
     headers = _headers(plan)
     if chat.stream:
         ping_s = request.app.state.config.timeouts.ping_s

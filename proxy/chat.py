@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -69,6 +69,7 @@ class Plan:
     client_id: str | None = None
     aside: bool = False
     """It belongs to no chat: after those, in no store, and nothing of it is kept."""
+    client_key: str = field(default="", repr=False)
 
     @property
     def context(self) -> Context:
@@ -262,6 +263,7 @@ class Chats:
             priority=Priority.SIDE if plan.aside else Priority.CHAT,
             conversation="" if plan.aside else plan.history.conversation,
             keep=not plan.aside,
+            client_key=plan.client_key,
             max_tokens=plan.request.max_tokens,
             sampling=plan.request.sampling,
             format=_format(plan.request.tools),

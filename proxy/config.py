@@ -159,6 +159,41 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteConfig:
+    """The server behind `upstream`."""
+
+    model: str = _key(
+        "",
+        "Name of the model to ask for; the default is the first one that the server lists.",
+        shown_default="the server's first",
+    )
+    api_key: str = _key(
+        "", "Key that is sent to the server, for all requests. Clients never see it.", secret=True
+    )
+    forward_key: str = _key(
+        "never",
+        "Whether a client's own key goes on to the server, in place of `remote.api_key`.",
+        choices=("never", "always"),
+    )
+    parallel: int = _key(
+        0,
+        "Requests at a time; 0 takes 1 for llama_cpp.server, the number of slots for llama-server, "
+        "and 256 for any other.",
+        low=0,
+    )
+    slot_files: int = _key(
+        16,
+        "Files that llama-server may keep slots in, where it was started with --slot-save-path; "
+        "0 saves none.",
+        low=0,
+        high=65536,
+    )
+    recheck_s: float = _key(
+        30.0, "Seconds from one look whether the server is still the same one to the next.", low=0.1
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class TimeoutsConfig:
     """How long each wait may last, in seconds."""
 
@@ -276,6 +311,7 @@ class Config:
     queue_limit: int = _key(64, "Requests that may wait; further ones are refused.", low=1)
     log_level: str = _key("info", "How much is logged.", choices=LOG_LEVELS)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     retention: RetentionConfig = field(default_factory=RetentionConfig)
     librechat: LibreChatConfig = field(default_factory=LibreChatConfig)
@@ -492,6 +528,7 @@ def _build(values: dict[str, object]) -> Config:
     sections: dict[str, dict[str, Any]] = {
         "": {},
         "engine": {},
+        "remote": {},
         "timeouts": {},
         "retention": {},
         "librechat": {},
@@ -502,6 +539,7 @@ def _build(values: dict[str, object]) -> Config:
     return Config(
         **sections[""],
         engine=EngineConfig(**sections["engine"]),
+        remote=RemoteConfig(**sections["remote"]),
         timeouts=TimeoutsConfig(**sections["timeouts"]),
         retention=RetentionConfig(**sections["retention"]),
         librechat=LibreChatConfig(**sections["librechat"]),

@@ -112,7 +112,8 @@ class Generate:
     nothing (warming): then the prompt ends after the last message, without an answer's header.
     `keep` says that the evaluated tokens are worth keeping for a later request (a conversation's
     own context); without it the engine frees them at the end. `conversation` is a stable name of
-    the conversation whose context this is, "" for a request that is of none.
+    the conversation whose context this is, "" for a request that is of none. `client_key` is the
+    key that the client sent to the proxy; it goes on to a server only where that is asked for.
 
     `n` answers are given to one prompt, which is evaluated once; the first one is what is kept. A
     seed is that of the first, the next ones count up from it. `raw`, a text or token ids, takes the
@@ -129,6 +130,7 @@ class Generate:
     n: int = 1
     format: JsonFormat | CallFormat | None = None
     raw: str | tuple[int, ...] | None = None
+    client_key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

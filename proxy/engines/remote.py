@@ -1,31 +1,28 @@
 """The remote engine: any OpenAI-compatible server behind a URL.
 
 The server may have one sequence only and may cut off an answer when another request comes
-(llama_cpp.server does both): so it is asked one thing at a time, in class order, and background
-work is taken back when a user asks.
+(llama_cpp.server does both): so it is asked in class order, no more at a time than it can serve,
+and background work is taken back when a user asks.
 
-Limits: `continues` cannot be said in this API; the messages are sent as they are, and many servers
-begin a new answer behind a partial one. A server that notices only between two tokens that nobody
-listens (llama_cpp.server) finishes the prompt it has begun before it takes the next request.
+Limits: `continues` cannot be said in this API; the messages are sent as they are. llama-server goes
+on with a partial answer, many others begin a new one behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
-import msgspec
 
-from memory.context import Context
+from memory.context import Context, Shape
 from memory.ports import Budget
-from memory.tokens import TiktokenCounter
 from proxy.config import Config
-from proxy.engines import remote_wire as wire
 from proxy.engines.base import (
     ContextOverflow,
     EngineError,
@@ -38,44 +35,23 @@ from proxy.engines.base import (
     RequestRefused,
 )
 from proxy.engines.remote_call import Call
-from proxy.engines.remote_http import Answer, Http, Unreachable
+from proxy.engines.remote_count import Counter
+from proxy.engines.remote_http import Http
 from proxy.engines.remote_limits import refuse_what_is_missing
-from proxy.engines.remote_stream import DONE, BadStream, Frames, piece
+from proxy.engines.remote_probe import Found, Probe
+from proxy.engines.remote_server import Kind, Server
+from proxy.engines.remote_session import Session
+from proxy.engines.remote_settings import RemoteSettings, from_config
 from proxy.engines.remote_turns import Ticket, Turns
+from proxy.engines.remote_watch import Watch
 
 log = logging.getLogger("chatfold.engine")
 
-MESSAGE_TOKENS = 5
-"""What templates put around a message: ChatML has 5, Llama 3 has 5, Gemma 4."""
-BASE_TOKENS = 3 + 32
-"""The header of the answer, and room for a system prompt that the template puts in by itself
-(SmolLM2's has 22 tokens): no server tells."""
-
 INTERRUPTIONS_MOST = 8
-ASK_S = 10.0
-"""Longest time for the server to say what it is."""
-BACKOFF_FIRST_S = 0.1
-BACKOFF_MOST_S = 5.0
-TRAILER_S = 2.0
-"""For what comes behind the finish_reason: usage, [DONE]."""
-DRAIN_S = 0.25
-"""For the last bytes behind [DONE], without which the connection cannot be used again."""
-MAX_ANSWER_BYTES = 64 << 20
-"""Answers are held for slow readers, so that these do not hold up everybody else's turn."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteSettings:
-    """Where the server is and how long each wait may last, in seconds. `n_ctx` 0 means the
-    server's own window."""
-
-    upstream: wire.Upstream
-    n_ctx: int = 0
-    queue_limit: int = 64
-    connect_s: float = 5.0
-    first_token_s: float = 600.0
-    between_tokens_s: float = 60.0
-    queue_s: float = 300.0
+KEYS_MOST = 1024
+AHEAD_S = 1.0
+"""Quiet time before the next chat is made ready: whoever asks a title does so at once."""
+NO_CONTEXT = Context((), "", False, Shape(0, 0, 0, 0, 0, 0))
 
 
 class RemoteEngine:
@@ -84,36 +60,24 @@ class RemoteEngine:
     def __init__(self, settings: RemoteSettings) -> None:
         self._settings = settings
         self._maybe_http: Http | None = None
+        self._watch: Watch | None = None
+        self._session: Session | None = None
         self._turns = Turns(limit=settings.queue_limit)
-        self._counter = TiktokenCounter()
+        self._counter = Counter()
         self._calls: dict[Call, asyncio.Task[None]] = {}
-        self._watcher: asyncio.Task[None] | None = None
-        self._known = asyncio.Event()
-        self._lost = asyncio.Event()
-        """Set while it is not known whether the server is there."""
-        self._lost.set()
-        self._takes_usage: bool | None = None
-        """Whether the server takes `stream_options`; None before it answered for the first time."""
-        self._trouble = ""
+        self._ahead: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._keys: OrderedDict[str, str] = OrderedDict()
+        """The key that each owner's client last sent, where keys are forwarded: for the background
+        work of that owner."""
         self.info: ModelInfo | None = None
 
     @classmethod
     def from_config(cls, config: Config) -> RemoteEngine:
-        waits = config.timeouts
-        settings = RemoteSettings(
-            upstream=wire.upstream(config.upstream),
-            n_ctx=config.n_ctx,
-            queue_limit=config.queue_limit,
-            connect_s=waits.connect_s,
-            first_token_s=waits.first_token_s,
-            between_tokens_s=waits.between_tokens_s,
-            queue_s=waits.queue_s,
-        )
-        return cls(settings)
+        return cls(from_config(config))
 
     def __repr__(self) -> str:
-        state = "ready" if self.ready() else self._trouble or "asking"
-        return f"<RemoteEngine {self._settings.upstream.shown} {state} {self._turns!r}>"
+        return f"<RemoteEngine {self._settings.upstream.shown} {self._watch!r} {self._turns!r}>"
 
     # -- Engine ----------------------------------------------------------------------------------
 
@@ -121,38 +85,68 @@ class RemoteEngine:
         settings = self._settings
         if settings.upstream.left_out:
             log.warning("user info and query of the upstream URL are not sent to the server")
-        self._maybe_http = Http(
+        http = Http(
             shown=settings.upstream.shown,
             connect_s=settings.connect_s,
             read_s=max(settings.first_token_s, settings.between_tokens_s),
+            key=settings.api_key,
         )
-        self._watcher = asyncio.create_task(self._watch(), name="remote-engine")
+        probe = Probe(
+            http,
+            settings.upstream,
+            n_ctx=settings.n_ctx,
+            model=settings.model,
+            any_key=settings.forwards_key and not settings.api_key,
+        )
+        self._maybe_http = http
+        self._watch = Watch(
+            probe,
+            self._turns,
+            shown=settings.upstream.shown,
+            recheck_s=settings.recheck_s,
+            on_found=self._on_found,
+        )
+        self._watch.start()
 
     async def stop(self) -> None:
+        self._stopping = True
+        if self._ahead:
+            self._ahead.cancel()
         for call in self._calls:
             call.fail(EngineUnavailable("The proxy is shutting down."))
             call.life.cancel()
-        if self._watcher:
-            self._watcher.cancel()
-        if tasks := [*self._calls.values(), *filter(None, [self._watcher])]:
-            await asyncio.wait(tasks)
+        if self._calls:
+            await asyncio.wait(self._calls.values())
+        if self._watch:
+            await self._watch.stop()
         http, self._maybe_http = self._maybe_http, None
         if http:
             await http.aclose()
 
     def ready(self) -> bool:
-        return self.info is not None and not self._lost.is_set()
+        return self.info is not None and self._watch is not None and self._watch.there
 
     async def model(self) -> ModelInfo:
         """Waits `connect_s` at most for a server that never answered yet."""
-        with anyio.move_on_after(self._settings.connect_s):
-            await self._known.wait()
+        if self.info is None and self._watch:
+            with anyio.move_on_after(self._settings.connect_s):
+                await self._watch.known.wait()
         if self.info is None:
-            raise EngineUnavailable(self._trouble or "The upstream server has not answered yet.")
+            trouble = self._watch.trouble if self._watch else ""
+            raise EngineUnavailable(trouble or "The upstream server has not answered yet.")
         return self.info
 
     async def count(self, texts: Sequence[str]) -> list[int]:
-        return await self._counter.count(texts)
+        if not texts:
+            return []
+        await self.model()
+        session = self._the_session
+        if session.server.kind is not Kind.LLAMA_CPP:
+            return await session.count(texts)
+        if self._turns.would_wait(Priority.CHAT):
+            # Somebody reads an answer: a question would break it off.
+            return await self._counter.estimate(texts)
+        return await self._count_in_turn(session, texts)
 
     async def count_tools(self, tools: str) -> int:
         raise RequestRefused("Tools cannot be used with a remote server yet.")
@@ -163,6 +157,7 @@ class RemoteEngine:
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
         await self.model()
+        request = self._with_key(request)
         # The exchange has a task of its own: it can be cancelled wherever it waits, and a reader
         # that stops reading does not keep the next one from its turn.
         call = Call(request, self._turns.enter(request.priority))
@@ -170,6 +165,7 @@ class RemoteEngine:
         self._calls[call] = task
         task.add_done_callback(call.end)
         task.add_done_callback(lambda _: self._calls.pop(call, None))
+        task.add_done_callback(lambda _: self._done(call))
         try:
             yield call.events()
         finally:
@@ -178,26 +174,33 @@ class RemoteEngine:
                 await asyncio.wait([task])
 
     async def forget(self, owner: str) -> None:
-        """Nothing: the server's own cache is out of reach, and this side keeps none."""
+        """Nothing but the owner's key: the server's own cache is out of reach."""
+        self._keys.pop(owner, None)
 
     def status(self) -> dict[str, Any]:
-        info, classes = self.info, [p.name.lower() for p in Priority]
+        info, session, classes = self.info, self._session, [p.name.lower() for p in Priority]
         return {
             "kind": "remote",
             "url": self._settings.upstream.shown,
             "ready": self.ready(),
-            "trouble": self._trouble,
+            "trouble": self._watch.trouble if self._watch else "",
+            "times_found": self._watch.times_found if self._watch else 0,
             "model": info.name if info else None,
             "window_tokens": info.budget.window_tokens if info else None,
             "details": info.details if info else {},
+            "calibration": repr(self._counter.calibration),
+            "slots": repr(session.slots) if session else None,
             "running": dict(zip(classes, self._turns.running(), strict=True)),
             "waiting": dict(zip(classes, self._turns.waiting(), strict=True)),
+            "ahead": int(self._ahead is not None and not self._ahead.done()),
             "preemptions": self._turns.interruptions,
         }
 
     def check_integrity(self) -> None:
-        """Raises AssertionError when the line of requests is out of order."""
+        """Raises AssertionError when the line or the books of slots are out of order."""
         self._turns.check_integrity()
+        if self._session:
+            self._session.slots.check_integrity()
 
     # -- one request -----------------------------------------------------------------------------
 
@@ -220,10 +223,11 @@ class RemoteEngine:
             with ticket.scope as scope:
                 call.begin(anyio.current_time())
                 scope.deadline = anyio.current_time() + self._settings.first_token_s
-                await self._exchange(call)
+                await self._the_session.carry_out(call)
         finally:
             self._turns.leave(ticket)
         if call.finish_reason:
+            await self._the_session.learn(call)
             await self._finish(call)
         elif ticket.interrupted:
             self._queue_again(ticket)
@@ -249,100 +253,73 @@ class RemoteEngine:
         usage = call.usage
         prompt = usage.prompt_tokens if usage else None
         completion = usage.completion_tokens if usage else None
+        completion = call.completion_tokens if completion is None else completion
         if completion is None:
-            (counted,) = await self._counter.count([call.text])
+            (counted,) = await self._counter.estimate([call.text])
             completion = min(counted, call.request.max_tokens or counted)
         call.finish(
             prompt_tokens=call.estimate_tokens if prompt is None else prompt,
             completion_tokens=completion,
         )
 
-    async def _exchange(self, call: Call) -> None:
-        """Sends the request and reads the answer. Raises what the server reported."""
-        call.estimate_tokens = await self._estimate(call.request.context)
-        await self._stream(call)
-        if not call.started:
-            await self._hear_why(call)
-        call.check_complete()
-
-    async def _stream(self, call: Call) -> None:
-        """A server that never took one is asked once more without `stream_options` when it
-        refuses: it may not know that field."""
-        for with_usage in (True, False) if self._takes_usage is None else (self._takes_usage,):
-            body = self._body(call, with_usage=with_usage)
-            async with self._http.exchange("POST", self._settings.upstream.chat, body) as answer:
-                if answer.status == 200:
-                    self._takes_usage = with_usage
-                    return await self._read(call, answer)
-                failed = wire.failure(answer.status, await answer.body())
-            if answer.status not in (400, 422):
-                break
-        raise failed
-
-    async def _hear_why(self, call: Call) -> None:
-        """Asks for one token in one piece after a stream that ended before it began:
-        llama_cpp.server says only then what was wrong, a prompt over its window above all."""
-        info = self.info
-        assert info is not None
-        body = wire.body(call.request, model=info.name, max_tokens=1, stream=False)
-        async with self._http.exchange("POST", self._settings.upstream.chat, body) as answer:
-            if answer.status != 200:
-                raise wire.failure(answer.status, await answer.body())
-
-    def _body(self, call: Call, *, with_usage: bool) -> bytes:
-        info, wanted = self.info, call.request.max_tokens
-        assert info is not None
-        # As far as the window has room for it: servers refuse more.
-        room = max(1, info.budget.window_tokens - call.estimate_tokens)
-        return wire.body(
-            call.request,
-            model=info.name,
-            max_tokens=None if wanted is None else min(wanted, room),
-            with_usage=with_usage,
-        )
-
-    async def _read(self, call: Call, answer: Answer) -> None:
-        """To the answer's end. What breaks off behind it takes nothing away from it."""
+    async def _count_in_turn(self, session: Session, texts: Sequence[str]) -> list[int]:
+        ticket = self._turns.enter(Priority.CHAT)
         try:
-            await self._read_frames(call, answer)
-        except BadStream as exc:
-            raise EngineError(f"The upstream server's stream cannot be read: {exc}.") from exc
-        except EngineUnavailable:
-            if not call.finish_reason:
-                raise
+            await self._turn(ticket)
+            return await session.count(texts)
+        finally:
+            self._turns.leave(ticket)
 
-    async def _read_frames(self, call: Call, answer: Answer) -> None:
-        frames, n_bytes = Frames(), 0
-        async with aclosing(answer.chunks()) as received:
-            async for data in received:
-                n_bytes += len(data)
-                if n_bytes > MAX_ANSWER_BYTES:
-                    raise EngineError("The upstream server's answer has no end.")
-                for frame in frames.feed(data):
-                    wait_s = self._on_frame(call, frame)
-                    call.ticket.scope.deadline = anyio.current_time() + wait_s
+    def _with_key(self, request: Generate) -> Generate:
+        if not self._settings.forwards_key:
+            return request
+        if request.client_key:
+            self._keys[request.owner] = request.client_key
+            self._keys.move_to_end(request.owner)
+            if len(self._keys) > KEYS_MOST:
+                self._keys.popitem(last=False)
+        return replace(request, client_key=self._keys.get(request.owner, ""))
 
-    def _on_frame(self, call: Call, frame: bytes) -> float:
-        """Returns how long the next one may take, in seconds."""
-        if frame == DONE:
-            return DRAIN_S
-        read = piece(frame)
-        if read.failed is not None:
-            raise _mid_answer(wire.failure_in_stream(read.failed), call)
-        call.usage = read.usage or call.usage
-        if read.opens and not call.finish_reason:
-            call.take(read, anyio.current_time())
-        return TRAILER_S if call.finish_reason else self._settings.between_tokens_s
+    # -- the chat that is next -------------------------------------------------------------------
 
-    async def _estimate(self, context: Context) -> int:
-        """Tokens of the prompt, as far as can be said from outside."""
-        shape = context.shape
-        texts = shape.verbatim_tokens + shape.summary_tokens + shape.system_tokens
-        if not texts:
-            texts = sum(await self._counter.count([m.text for m in context.messages]))
-        return texts + BASE_TOKENS + MESSAGE_TOKENS * len(context.messages)
+    def _done(self, call: Call) -> None:
+        """After each request to a server with one sequence: what is likely to come next is made
+        ready, once it is quiet."""
+        session = self._session
+        if self._stopping or session is None or session.server.kind is not Kind.LLAMA_CPP:
+            return
+        session.spoke(call)
+        if self._ahead is None or self._ahead.done():
+            self._ahead = asyncio.create_task(self._make_ready(session), name="remote-ahead")
+
+    async def _make_ready(self, session: Session) -> None:
+        await asyncio.sleep(AHEAD_S)
+        try:
+            await self._warm_ahead(session)
+        except EngineError as exc:
+            self._take_note(exc)
+
+    async def _warm_ahead(self, session: Session) -> None:
+        """Interrupted by any other request; the next one that ends begins it anew."""
+        request = Generate(
+            owner="", context=NO_CONTEXT, priority=Priority.BACKGROUND, max_tokens=0, keep=False
+        )
+        call = Call(request, self._turns.enter(Priority.BACKGROUND))
+        try:
+            await self._turn(call.ticket)
+            with call.ticket.scope:
+                if messages := session.rotation.next():
+                    await session.warm_in_steps(call, messages)
+        finally:
+            self._turns.leave(call.ticket)
 
     # -- what the server is ----------------------------------------------------------------------
+
+    @property
+    def _the_session(self) -> Session:
+        if self._session is None:
+            raise EngineUnavailable("The proxy is starting or shutting down.")
+        return self._session
 
     @property
     def _http(self) -> Http:
@@ -354,88 +331,52 @@ class RemoteEngine:
         """Of what a failure tells about the server."""
         if isinstance(exc, ContextOverflow):
             self._narrow(exc.window_tokens)
-        if isinstance(exc, Unreachable):
-            self._trouble = str(exc)
-            if not self._lost.is_set():
-                log.warning("%s", exc)
-            self._lost.set()
+        if self._session and isinstance(exc, EngineUnavailable):
+            self._session.lost()
+        if self._watch:
+            self._watch.take_note(exc)
 
     def _narrow(self, window_tokens: int) -> None:
         """The window turned out to be smaller than was thought."""
-        info = self.info
-        if info and 0 < window_tokens < info.budget.window_tokens:
+        session = self._session
+        if session and 0 < window_tokens < session.server.window_tokens:
             log.warning("the upstream server's window is %d tokens", window_tokens)
-            budget = replace(info.budget, window_tokens=window_tokens)
-            self.info = replace(info, budget=budget, details={"window_from": "refusal"})
+            session.server = replace(
+                session.server, window_tokens=window_tokens, window_from="refusal"
+            )
+            self.info = _info(session.server)
 
-    async def _watch(self) -> None:
-        """Asks the server what it is until it answers, and again after it was lost."""
-        while True:
-            await self._lost.wait()
-            backoff_s = BACKOFF_FIRST_S
-            while not await self._ask():
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
-            self._lost.clear()
-
-    async def _ask(self) -> bool:
-        """Whether the server said what it is. Takes a turn like any request: llama_cpp.server
-        breaks off an answer for a question like this too."""
-        try:
-            ticket = self._turns.enter(Priority.BACKGROUND)
-        except QueueFull:
-            return False
-        try:
-            await ticket.granted.wait()
-            with ticket.scope as scope:
-                scope.deadline = anyio.current_time() + ASK_S
-                self._on_found(await self._identify())
-                return True
-            self._trouble = self._trouble or "The upstream server does not answer."
-        except EngineError as exc:
-            if str(exc) != self._trouble:
-                log.warning("waiting for the upstream server: %s", exc)
-            self._trouble = str(exc)
-        finally:
-            self._turns.leave(ticket)
-        return False
-
-    async def _identify(self) -> wire.Found:
-        upstream = self._settings.upstream
-        models = await self._get(upstream.models, absent=(404, 405))
-        # Only llama-server has this; whatever others say to it means that they have no such thing.
-        props = await self._get(upstream.props, absent=range(201, 600))
-        return wire.found(models, props, n_ctx=self._settings.n_ctx)
-
-    async def _get(self, url: str, *, absent: Sequence[int]) -> object:
-        """The JSON there, None where there is none."""
-        async with self._http.exchange("GET", url) as answer:
-            received = await answer.body()
-        if answer.status in absent:
-            return None
-        if answer.status != 200:
-            raise wire.failure(answer.status, received)
-        try:
-            value: object = msgspec.json.decode(received)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            value = None
-        return value
-
-    def _on_found(self, found: wire.Found) -> None:
-        window_tokens, source = found.window_tokens, found.window_from
-        shown = self._settings.upstream.shown
-        log.info("%s serves %s, window %d tokens (%s)", shown, found.name, window_tokens, source)
-        self.info = ModelInfo(
-            name=found.name,
-            fingerprint=f"{self._counter.tokenizer}:{found.name}",
-            budget=Budget(window_tokens, MESSAGE_TOKENS, BASE_TOKENS),
-            default_system="",
-            details={"window_from": source},
+    def _on_found(self, found: Found) -> None:
+        server, earlier = found.server, self._session
+        if most := self._settings.parallel:
+            is_known = server.kind is not Kind.OTHER
+            server = replace(server, places=min(most, server.places) if is_known else most)
+        self._turns.resize(places=server.places, exclusive=server.kind is not Kind.OTHER)
+        self._session = Session(
+            self._http, replace(found, server=server), self._settings, self._counter
         )
-        self._trouble = ""
-        self._known.set()
+        if earlier and earlier.server.fingerprint == server.fingerprint:
+            self._session.inherit(earlier)
+        else:
+            self._counter.forget()
+        self.info = _info(server)
+        log.info(
+            "%s is %s with %s, window %d tokens (%s), %d at a time",
+            self._settings.upstream.shown,
+            server.kind.value,
+            server.name,
+            server.window_tokens,
+            server.window_from,
+            server.places,
+        )
 
 
-def _mid_answer(error: EngineError, call: Call) -> EngineError:
-    """An overflow after some text is no reason to begin anew: the reader has the text."""
-    return EngineError(str(error)) if call.text and isinstance(error, ContextOverflow) else error
+def _info(server: Server) -> ModelInfo:
+    template = server.template
+    return ModelInfo(
+        name=server.name,
+        fingerprint=server.fingerprint,
+        budget=Budget(server.window_tokens, template.message_tokens, template.base_tokens),
+        default_system=template.default_system,
+        details=server.facts(),
+    )

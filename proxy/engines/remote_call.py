@@ -18,7 +18,7 @@ from proxy.engines.base import (
     Priority,
     Started,
 )
-from proxy.engines.remote_stream import Piece, Usage
+from proxy.engines.remote_stream import Details, Piece, Timings, Usage
 from proxy.engines.remote_turns import Ticket
 
 STOPPED_SHORT = ("abort", "error")
@@ -48,6 +48,9 @@ class Call:
         """A new attempt: what an earlier one had is forgotten."""
         self.finish_reason = ""
         self.usage: Usage | None = None
+        self.timings: Timings | None = None
+        self.completion_tokens: int | None = None
+        """Counted here, where the server does not report it."""
         self._texts: list[str] = []
         self._held: list[Event] = []
         self._began_at = now
@@ -63,7 +66,7 @@ class Call:
         return self._started_at > 0
 
     @property
-    def _warms(self) -> bool:
+    def warms(self) -> bool:
         return self.request.max_tokens == 0
 
     # -- the writer ------------------------------------------------------------------------------
@@ -73,7 +76,7 @@ class Call:
         if not self.started:
             self._started_at = now
             self._give(Started(self.estimate_tokens, 0))
-        if piece.text and not self._warms:
+        if piece.text and not self.warms:
             self._texts.append(piece.text)
             self._give(Delta(piece.text))
         if piece.finish_reason in STOPPED_SHORT:
@@ -83,6 +86,15 @@ class Call:
             self._ended_at = now
             self.ticket.hold()
 
+    def warmed(self, *, prompt_tokens: int, cached_tokens: int, now: float) -> None:
+        """The whole of a warming request, where it was not streamed."""
+        details = Details(cached_tokens=cached_tokens)
+        usage = Usage(
+            prompt_tokens=prompt_tokens, completion_tokens=0, prompt_tokens_details=details
+        )
+        self.take(Piece(opens=True, finish_reason="length"), now)
+        self.usage = usage
+
     def check_complete(self) -> None:
         """Raises EngineCrashed when the answer has no end: it was cut off."""
         if not self.finish_reason:
@@ -90,20 +102,29 @@ class Call:
 
     def finish(self, *, prompt_tokens: int, completion_tokens: int) -> None:
         """Hands out the last event, and all others before it."""
-        cached = self.usage.cached_tokens if self.usage else 0
         finished = Finished(
-            finish_reason="length" if self._warms else self.finish_reason,
+            finish_reason="length" if self.warms else self.finish_reason,
             prompt_tokens=prompt_tokens,
-            cached_tokens=min(cached, prompt_tokens),
-            completion_tokens=0 if self._warms else completion_tokens,
+            cached_tokens=min(self._cached_tokens, prompt_tokens),
+            completion_tokens=0 if self.warms else completion_tokens,
             token_ids=None,
             queued_s=self._began_at - self._entered_at,
-            prefill_s=self._started_at - self._began_at,
+            prefill_s=self._prefill_s,
             decode_s=self._ended_at - self._started_at,
         )
         for event in (*self._held, finished):
             self._out.put_nowait(event)
         self.finished = True
+
+    @property
+    def _cached_tokens(self) -> int:
+        reported = self.usage.cached_tokens if self.usage else 0
+        return reported or (self.timings.cache_n or 0 if self.timings else 0)
+
+    @property
+    def _prefill_s(self) -> float:
+        told_ms = self.timings.prompt_ms if self.timings else None
+        return self._started_at - self._began_at if told_ms is None else told_ms / 1000
 
     def fail(self, error: EngineError) -> None:
         self._out.put_nowait(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -18,10 +18,12 @@ HEADERS = {
     "content-type": "application/json",
     "user-agent": "chatfold",
 }
-"""All that is sent: nothing of the client's own headers, and no key."""
+"""Sent with each request. Of a client's own headers only those follow that a caller of `exchange`
+names: a key, a conversation."""
 
-KEPT_CONNECTIONS = 1
-"""One at most is idle: so whoever sends again after a stale connection gets a fresh one."""
+KEPT_CONNECTIONS = 32
+KEPT_S = 4.0
+"""Shorter than llama-server's and uvicorn's five seconds: a connection is rarely found closed."""
 MAX_BODY_BYTES = 16 << 20
 
 
@@ -63,13 +65,30 @@ class Http:
     Nothing limits how many exchanges run at once: that is for the caller.
     """
 
-    def __init__(self, *, shown: str, connect_s: float, read_s: float) -> None:
+    def __init__(self, *, shown: str, connect_s: float, read_s: float, key: str = "") -> None:
         self._shown = shown
+        self._headers = HEADERS | (bearer(key) if key else {})
+        self._timeout = httpx.Timeout(connect=connect_s, read=read_s, write=read_s, pool=connect_s)
+        self._client = self._open_client(kept=KEPT_CONNECTIONS)
+        self._fresh = self._open_client(kept=0)
+
+    def __repr__(self) -> str:
+        return f"<Http {self._shown} open={self.n_open}>"
+
+    @property
+    def n_open(self) -> int:
+        """Exchanges that the pools believe to be under way."""
+        pools = (client._transport._pool for client in (self._client, self._fresh))  # type: ignore[attr-defined]
+        return sum(len(pool._requests) for pool in pools)
+
+    def _open_client(self, *, kept: int) -> httpx.AsyncClient:
         # Without a limit on connections: with one, the pool loses its places to requests that are
         # cancelled (httpcore #1093). Cookies of answers are thrown away.
-        self._client = httpx.AsyncClient(
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS),
-            timeout=httpx.Timeout(connect=connect_s, read=read_s, write=read_s, pool=connect_s),
+        return httpx.AsyncClient(
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEPT_S
+            ),
+            timeout=self._timeout,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             trust_env=False,
             follow_redirects=False,
@@ -77,41 +96,44 @@ class Http:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+        await self._fresh.aclose()
 
     @asynccontextmanager
     async def exchange(
-        self, method: str, url: str, content: bytes | None = None
+        self,
+        method: str,
+        url: str,
+        content: bytes | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[Answer]:
         """Sends a request. Leaving the block, or being cancelled anywhere, closes the connection
         at once unless the answer was read to its end. Raises Unreachable, EngineUnavailable,
         EngineCrashed."""
-        response = await self._open(method, url, content)
+        # Not `client.build_request`: that would add cookies and the client's default headers.
+        request = httpx.Request(
+            method, url, content=content, headers={**self._headers, **(headers or {})}
+        )
+        response = await self._open(request)
         try:
             yield Answer(response, self)
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
 
-    async def _open(self, method: str, url: str, content: bytes | None) -> httpx.Response:
+    async def _open(self, request: httpx.Request) -> httpx.Response:
         """When a kept connection turns out to be closed, the request is sent once more on a fresh
-        one: llama-server closes idle ones without a word."""
+        one: llama-server closes idle ones without a word. Nothing was received then, so that
+        nobody is given anything twice."""
         with self.translated():
-            fresh = _Fresh()
+            connected = _Connected()
+            request.extensions["trace"] = connected.trace
             try:
-                return await self._send(method, url, content, fresh)
+                return await self._client.send(request, stream=True)
             except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                if fresh:
+                if connected:
                     raise
-            return await self._send(method, url, content, _Fresh())
-
-    async def _send(
-        self, method: str, url: str, content: bytes | None, fresh: _Fresh
-    ) -> httpx.Response:
-        # Not `client.build_request`: that would add cookies and the client's default headers.
-        request = httpx.Request(
-            method, url, content=content, headers=HEADERS, extensions={"trace": fresh.trace}
-        )
-        return await self._client.send(request, stream=True)
+            return await self._fresh.send(request, stream=True)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -127,7 +149,7 @@ class Http:
             raise EngineCrashed(f"The upstream server {shown} broke off the connection.") from exc
 
 
-class _Fresh:
+class _Connected:
     """True once a request had to open a connection. `trace` is a trace function of httpcore."""
 
     def __init__(self) -> None:
@@ -138,3 +160,7 @@ class _Fresh:
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
         self._connected = self._connected or event == "connection.connect_tcp.started"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}

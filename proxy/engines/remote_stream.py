@@ -74,6 +74,16 @@ class Usage(msgspec.Struct):
         return (details.cached_tokens or 0) if details else 0
 
 
+class Timings(msgspec.Struct):
+    """llama-server's own account: tokens taken from its cache, tokens evaluated, milliseconds."""
+
+    cache_n: int | None = None
+    prompt_n: int | None = None
+    prompt_ms: float | None = None
+    predicted_n: int | None = None
+    predicted_ms: float | None = None
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
 
@@ -86,6 +96,7 @@ class _Choice(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
+    timings: Timings | None = None
     object: str | None = None
     error: Any = None
 
@@ -99,6 +110,7 @@ class Piece:
     text: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
+    timings: Timings | None = None
     failed: bytes | None = None
 
 
@@ -111,10 +123,10 @@ def piece(data: bytes) -> Piece:
     if chunk.error is not None or chunk.object == "error":
         return Piece(failed=data)
     if not chunk.choices:
-        return Piece(usage=chunk.usage)
+        return Piece(usage=chunk.usage, timings=chunk.timings)
     choice = chunk.choices[0]
     text = (choice.delta.content or "") if choice.delta else ""
-    return Piece(True, text, choice.finish_reason or None, chunk.usage)
+    return Piece(True, text, choice.finish_reason or None, chunk.usage, chunk.timings)
 
 
 _DECODER = msgspec.json.Decoder(_Chunk)

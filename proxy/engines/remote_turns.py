@@ -1,4 +1,4 @@
-"""Who is served next by a server that serves one request at a time. No I/O, no clock."""
+"""Who is served next by a server that serves few requests at a time. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -36,21 +36,30 @@ class Ticket:
 
 
 class Turns:
-    """A line with one turn at a time: the best class first, within a class who came first.
+    """A line with `places` turns at a time: the best class first, within a class who came first.
 
-    Who comes in a better class interrupts the one whose turn it is, unless that one is `held`.
+    With `exclusive` a class begins only while no better one runs, for a server whose processor all
+    share; who comes in a better class interrupts all others. Without it, only one of them, and only
+    when there is no place left. Whoever is `held` is never interrupted.
     """
 
-    def __init__(self, *, limit: int) -> None:
+    def __init__(self, *, limit: int, places: int = 1, exclusive: bool = True) -> None:
         self._limit = limit
+        self._places = places
+        self._exclusive = exclusive
         self._numbers = count()
         self._waiting: list[Ticket] = []
-        self._running: Ticket | None = None
+        self._running: list[Ticket] = []
         self.interruptions = 0
 
     def __repr__(self) -> str:
         waiting = {p.name.lower(): n for p, n in zip(Priority, self.waiting(), strict=True)}
-        return f"<Turns running={self._running is not None} waiting={waiting}>"
+        return f"<Turns running={len(self._running)}/{self._places} waiting={waiting}>"
+
+    def resize(self, *, places: int, exclusive: bool) -> None:
+        """For a server of another kind. Turns that run go on."""
+        self._places, self._exclusive = places, exclusive
+        self._call_next()
 
     def enter(self, priority: Priority) -> Ticket:
         """A place in the line; whoever takes one must `leave`. Raises QueueFull."""
@@ -70,15 +79,21 @@ class Turns:
 
     def leave(self, ticket: Ticket) -> None:
         """Ends the turn or the wait; a second time does nothing."""
-        if ticket is self._running:
-            self._running = None
-            self._call_next()
+        if ticket in self._running:
+            self._running.remove(ticket)
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
+        self._call_next()
+
+    def would_wait(self, priority: Priority) -> bool:
+        """Whether one of this class would have to wait for somebody who is not interrupted."""
+        staying = [t for t in self._running if t.held or t.priority <= priority]
+        ahead = any(t.priority <= priority for t in self._waiting)
+        return ahead or len(staying) >= self._places
 
     def running(self) -> tuple[int, ...]:
         """How many of each class have their turn."""
-        return _by_class([self._running] if self._running else [])
+        return _by_class(self._running)
 
     def waiting(self) -> tuple[int, ...]:
         """How many of each class wait."""
@@ -86,29 +101,45 @@ class Turns:
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the line is out of order."""
-        assert self._running not in self._waiting
-        assert self._running is not None or not self._waiting
+        assert len(set(map(id, self._running + self._waiting))) == sum(
+            (*self.running(), *self.waiting())
+        )
+        assert all(t.granted.is_set() for t in self._running)
         assert all(not t.granted.is_set() for t in self._waiting)
+        best = min(self._waiting, key=lambda t: t.place, default=None)
+        assert best is None or not self._may_run(best)
 
     def _join(self, ticket: Ticket) -> None:
         self._waiting.append(ticket)
-        if self._running is None:
-            self._call_next()
-        else:
-            self._interrupt_for(self._running, ticket)
+        self._call_next()
+        if self._exclusive or not ticket.granted.is_set():
+            self._interrupt_for(ticket)
 
     def _call_next(self) -> None:
-        if self._waiting:
-            self._running = min(self._waiting, key=lambda ticket: ticket.place)
-            self._waiting.remove(self._running)
-            self._running.granted.set()
+        while self._waiting:
+            best = min(self._waiting, key=lambda ticket: ticket.place)
+            if not self._may_run(best):
+                return
+            self._waiting.remove(best)
+            self._running.append(best)
+            best.granted.set()
 
-    def _interrupt_for(self, running: Ticket, ticket: Ticket) -> None:
-        if ticket.priority < running.priority and not (running.held or running.interrupted):
-            running.interrupted = True
-            running.interruptions += 1
-            self.interruptions += 1
-            running.scope.cancel()
+    def _may_run(self, ticket: Ticket) -> bool:
+        is_room = len(self._running) < self._places
+        behind = self._exclusive and any(t.priority < ticket.priority for t in self._running)
+        return is_room and not behind
+
+    def _interrupt_for(self, ticket: Ticket) -> None:
+        lower = [t for t in self._running if t.priority > ticket.priority]
+        if not self._exclusive:
+            # Who came last has lost least.
+            lower = sorted(lower, key=lambda t: t.place)[-1:]
+        for running in lower:
+            if not (running.held or running.interrupted):
+                running.interrupted = True
+                running.interruptions += 1
+                self.interruptions += 1
+                running.scope.cancel()
 
 
 def _by_class(tickets: list[Ticket]) -> tuple[int, ...]:

@@ -93,7 +93,8 @@ async def hello(exchange: Exchange) -> None:
 
 @dataclass
 class Upstream:
-    """Answers GET /v1/models and /props from `models` and `props`, chat by `chat`.
+    """Answers GET /v1/models and /props from `models` and `props`, chat by `chat`, and what else
+    there is by `routes`.
 
     `seen` holds all chat requests in order of arrival, `log` what scripts note down.
     """
@@ -101,6 +102,7 @@ class Upstream:
     chat: Script = hello
     models: Any = field(default_factory=lambda: {"data": [{"id": "tiny", "max_model_len": 1000}]})
     props: Any = None
+    routes: dict[tuple[str, str], Script] = field(default_factory=dict)
     port: int = 0
     seen: list[Exchange] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
@@ -157,7 +159,12 @@ class Upstream:
             await self._answer(exchange)
 
     async def _answer(self, exchange: Exchange) -> None:
-        if exchange.method == "POST":
+        route = self.routes.get((exchange.method, exchange.path.partition("?")[0]))
+        if route:
+            await route(exchange)
+        elif exchange.method == "POST" and not exchange.path.endswith("/chat/completions"):
+            await exchange.reply({"error": {"message": "Not found."}}, status=404)
+        elif exchange.method == "POST":
             self.seen.append(exchange)
             await self.note(f"asked {exchange.said}")
             await self.chat(exchange)

@@ -26,7 +26,7 @@ from scripted_upstream import (
 )
 
 from memory.context import Context, ContextMessage, Shape
-from proxy.config import Config, TimeoutsConfig
+from proxy.config import Config, RemoteConfig, TimeoutsConfig
 from proxy.engines import remote
 from proxy.engines.base import (
     ContextOverflow,
@@ -44,12 +44,14 @@ from proxy.engines.base import (
     Started,
 )
 from proxy.engines.remote import RemoteEngine
+from proxy.engines.remote_server import model_name, window
 from proxy.engines.remote_stream import BadStream, Frames, piece
 from proxy.engines.remote_turns import Turns
-from proxy.engines.remote_wire import Found, found, upstream
+from proxy.engines.remote_wire import upstream
 
 pytestmark = pytest.mark.anyio
 
+ONE_AT_A_TIME = RemoteConfig(parallel=1)
 CHAT, SIDE, BACKGROUND = Priority.CHAT, Priority.SIDE, Priority.BACKGROUND
 
 
@@ -66,7 +68,9 @@ def asking(text: str = "hi", priority: Priority = CHAT, **options: Any) -> Gener
 
 @asynccontextmanager
 async def engine_for(server: Upstream, **options: Any) -> AsyncIterator[RemoteEngine]:
-    """An engine that has found the server; the line of requests is in order at the end."""
+    """An engine that has found the server and asks it for one thing at a time; the line of requests
+    is in order at the end."""
+    options.setdefault("remote", ONE_AT_A_TIME)
     engine = RemoteEngine.from_config(Config(upstream=server.url, **options))
     await engine.start()
     try:
@@ -486,7 +490,7 @@ async def test_many_cancelled_requests_leave_nothing_behind() -> None:
         for _ in range(10):
             assert text(await ask(engine)) == "Hello"
         assert not engine._calls
-        assert not engine._http._client._transport._pool._requests  # type: ignore[attr-defined]
+        assert not engine._http.n_open
 
 
 async def test_stopping_ends_running_and_waiting_requests() -> None:
@@ -672,33 +676,24 @@ async def test_status_names_the_server_and_no_secret(caplog: pytest.LogCaptureFi
     assert (status["model"], status["window_tokens"]) == ("tiny", 1000)
 
 
-async def test_the_window_is_what_llama_server_runs_with() -> None:
-    server = Upstream(
-        models={"data": [{"id": "m.gguf", "meta": {"n_ctx_train": 8192}}]},
-        props={"default_generation_settings": {"n_ctx": 2048}},
-    )
-    async with serving(server) as engine:
-        model = await engine.model()
-    assert (model.name, model.budget.window_tokens) == ("m.gguf", 2048)
-    assert model.fingerprint == "tiktoken:cl100k_base:m.gguf"
-    assert model.default_system == ""
-
-
 @pytest.mark.parametrize(
-    ("models", "n_ctx", "expected"),
+    ("models", "n_ctx", "name", "expected"),
     [
-        ({"data": [{"id": "a", "max_model_len": 900}]}, 0, Found("a", 900, "max_model_len")),
-        ({"data": [{"id": "a", "max_model_len": 900}]}, 512, Found("a", 512, "n_ctx")),
-        ({"data": [{"id": "a", "max_model_len": 900}]}, 9000, Found("a", 900, "max_model_len")),
-        ({"data": [{"id": "a"}]}, 2048, Found("a", 2048, "n_ctx")),
-        ({"data": [{"id": "a", "meta": None}]}, 0, Found("a", 4096, "default")),
-        ({"data": []}, 0, Found("default", 4096, "default")),
-        (None, 0, Found("default", 4096, "default")),
-        ([{"id": 5}], 0, Found("default", 4096, "default")),
+        ({"data": [{"id": "a", "max_model_len": 900}]}, 0, "a", (900, "max_model_len")),
+        ({"data": [{"id": "a", "max_model_len": 900}]}, 512, "a", (512, "n_ctx")),
+        ({"data": [{"id": "a", "max_model_len": 900}]}, 9000, "a", (900, "max_model_len")),
+        ({"data": [{"id": "a"}]}, 2048, "a", (2048, "n_ctx")),
+        ({"data": [{"id": "a", "meta": None}]}, 0, "a", (4096, "default")),
+        ({"data": []}, 0, "default", (4096, "default")),
+        (None, 0, "default", (4096, "default")),
+        ([{"id": 5}], 0, "default", (4096, "default")),
     ],
 )
-def test_what_is_not_said_is_assumed(models: Any, n_ctx: int, expected: Found) -> None:
-    assert found(models, None, n_ctx=n_ctx) == expected
+def test_what_is_not_said_is_assumed(
+    models: Any, n_ctx: int, name: str, expected: tuple[int, str]
+) -> None:
+    assert model_name(models) == name
+    assert window(models, None, n_ctx=n_ctx) == expected
 
 
 @pytest.mark.parametrize(
@@ -720,7 +715,7 @@ def test_the_url_may_be_given_in_many_ways(url: str, chat: str) -> None:
 
 
 def test_props_are_beside_the_api() -> None:
-    assert upstream("http://h:8000/v1").props == "http://h:8000/props"
+    assert upstream("http://h:8000/v1").root == "http://h:8000"
 
 
 # -- the stream ----------------------------------------------------------------------------------
@@ -765,11 +760,11 @@ async def test_an_answer_that_the_server_gave_up_is_an_error(reason: str) -> Non
 # -- counting ------------------------------------------------------------------------------------
 
 
-async def test_counting_needs_no_network_and_takes_any_text() -> None:
-    engine = RemoteEngine.from_config(Config(upstream="http://h"))
+async def test_an_estimate_errs_on_the_long_side_and_takes_any_text() -> None:
     texts = ["", "hello there", "<|endoftext|>", "\ud800", "こんにちは", "word " * 30_000]
-    counts = await engine.count(texts)
+    async with serving(Upstream()) as engine:
+        counts = await engine.count(texts)
     assert counts[0] == 0
     assert counts[1] == 3  # two tokens and the margin
     assert all(n > 0 for n in counts[1:])
-    assert 30_000 < counts[5] < 36_000
+    assert 30_000 < counts[5] < 40_000

@@ -1,0 +1,58 @@
+"""How many tokens texts have: asked of the server where it can say, else estimated."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from math import ceil
+
+from memory.tokens import TiktokenCounter
+from proxy.engines.remote_calibration import Calibration, Sample
+from proxy.engines.remote_tokenizer import Tokenizer
+
+KNOWN_TEXTS = 8192
+LONG_CHARS = 200_000
+"""Texts longer than this in all are not counted a second time, only to learn from it."""
+
+
+class Counter:
+    """Estimates with tiktoken, and learns from the server's own numbers how far off that is."""
+
+    def __init__(self) -> None:
+        self._tiktoken = TiktokenCounter(margin=0)
+        self._known: OrderedDict[str, int] = OrderedDict()
+        self.calibration = Calibration()
+
+    def forget(self) -> None:
+        """What was learned of a model that is there no more."""
+        self.calibration = Calibration()
+
+    async def estimate(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text by itself, on the long side. Never raises."""
+        factor = 1 + self.calibration.margin
+        return [ceil(self.calibration.text(n) * factor) for n in await self._raw(texts)]
+
+    async def exact(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+        """As the server counts them. Raises EngineUnavailable."""
+        counts = await tokenizer.count(texts)
+        if sum(map(len, texts)) <= LONG_CHARS:
+            raw = await self._raw(texts)
+            self.calibration.add(Sample(sum(raw), 0, sum(counts)))
+        return counts
+
+    async def learn(self, texts: Sequence[str], prompt_tokens: int) -> None:
+        """From a whole prompt, one text for each message, that the server has counted."""
+        unknown = sum(len(text) for text in texts if text not in self._known)
+        if unknown <= LONG_CHARS:
+            raw = await self._raw(texts)
+            self.calibration.add(Sample(sum(raw), len(texts), prompt_tokens))
+
+    async def _raw(self, texts: Sequence[str]) -> list[int]:
+        new = [text for text in texts if text not in self._known]
+        counted = dict(zip(new, await self._tiktoken.count(new), strict=True))
+        counts = [counted[text] if text in counted else self._known[text] for text in texts]
+        for text, n in counted.items():
+            self._known[text] = n
+        while len(self._known) > KNOWN_TEXTS:
+            self._known.popitem(last=False)
+        return counts
