@@ -118,4 +118,7 @@ class Request:
 
 def by_class(requests: Sequence[Request]) -> tuple[int, ...]:
     """How many of them each class has."""
-    return tuple(sum(r.priority == c for r in requests) for c in range(len(CLASSES)))
+    counts = [0] * len(CLASSES)
+    for r in requests:
+        counts[r.priority] += 1
+    return tuple(counts)

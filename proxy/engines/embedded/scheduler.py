@@ -160,11 +160,10 @@ class Scheduler:
 
     def report(self) -> None:
         """Sends the numbers when somebody came or went."""
-        stats = self.stats()
-        counts = (stats.running, stats.waiting)
+        counts = (by_class(self.running), by_class(self.waiting))
         if counts != self._reported:
             self._reported = counts
-            self._emit(stats)
+            self._emit(self.stats())
 
     def active_class(self) -> int | None:
         """The best class that has anything to do: no other is in the next batch."""
@@ -172,6 +171,8 @@ class Scheduler:
         return min((r.priority for r in able), default=None)
 
     def _admit(self) -> None:
+        if not self.waiting:
+            return
         best = self.active_class()
         ready = [r for r in self.waiting if r.priority == best and not r.held_back]
         for request in admission_order(ready, self.running):
