@@ -1,6 +1,7 @@
-"""The engine's own model process, with a clock around `llama_decode`: `python -m bench.engine_child`.
+"""The engine's own model process, with a clock around `llama_decode`.
 
-Appends two doubles a call, when it began and when it ended, to the file that DECODE_TIMES names.
+`python -m bench.engine_child` in place of the engine's own. Appends two doubles a call, when it
+began and when it ended, to the file that DECODE_TIMES names.
 """
 
 from __future__ import annotations
