@@ -1,0 +1,208 @@
+"""The pure parts of remote engines: estimates that learn, slots, files, steps, who is next."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.engines.remote_ahead import CHATS_MOST, STEP_CHARS, Resident, Rotation, steps
+from proxy.engines.remote_calibration import ENOUGH, Calibration, Sample
+from proxy.engines.remote_files import SlotFiles
+from proxy.engines.remote_server import Template, default_system, template_of
+from proxy.engines.remote_slots import Slots, preferred
+from proxy.engines.remote_wire import Message
+
+# -- estimates -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.85, 1.0, 1.12, 1.35])
+@pytest.mark.parametrize(("message", "base"), [(4, 1), (5, 25), (8, 3)])
+def test_three_answers_bring_the_error_under_two_percent(
+    rate: float, message: int, base: int
+) -> None:
+    """A chat that grows, before a model whose vocabulary and template are unknown."""
+    chance = random.Random(7)
+    calibration, estimate, messages = Calibration(), 120, 2
+    for turn in range(40):
+        actual = round(rate * estimate + message * messages + base)
+        if turn >= ENOUGH:
+            told = calibration.prompt(estimate, messages=messages)
+            assert abs(told - actual) <= 0.02 * actual
+            assert told * (1 + calibration.margin) >= actual
+        calibration.add(Sample(estimate, messages, actual))
+        estimate += chance.randrange(20, 400)
+        messages += 2
+
+
+def test_the_margin_is_wide_until_enough_is_known() -> None:
+    calibration = Calibration()
+    margins = []
+    for _ in range(ENOUGH + 1):
+        margins.append(calibration.margin)
+        calibration.add(Sample(100, 2, 120))
+    assert margins == [0.15] * ENOUGH + [0.02]
+
+
+def test_texts_without_a_template_teach_the_rate_alone() -> None:
+    calibration = Calibration()
+    for n in (100, 250, 400, 800):
+        calibration.add(Sample(n, 0, round(1.2 * n)))
+    assert calibration.text(1000) == pytest.approx(1200, rel=0.01)
+
+
+# -- templates -----------------------------------------------------------------------------------
+
+
+def test_a_template_is_learned_from_three_prompts() -> None:
+    # ChatML: 5 tokens around a message, 6 where the role has two; 3 for the answer's header; a
+    # default system message of 20 tokens and 5 around it.
+    learned = template_of(one=1 + 5 + 3 + 25, three=3 + 5 + 6 + 5 + 3 + 25, with_system=13, text=1)
+    assert learned == Template(pair=11, base=0, bare=28)
+    assert learned.message_tokens == 6
+    assert learned.base_tokens == 28
+    assert abs(learned.tokens(messages=1, with_system=False) - (5 + 3 + 25)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("bare", "expected"),
+    [
+        ("<s>[sys]Be nice.[/sys][u]M[/u]", "Be nice."),
+        ("<s>[u]M[/u]", ""),
+        ("", ""),
+        ("<s>[sys]", ""),
+    ],
+)
+def test_a_templates_own_system_prompt_is_what_stands_in_the_place_of_ours(
+    bare: str, expected: str
+) -> None:
+    assert default_system(bare=bare, marked="<s>[sys]M[/sys][u]M[/u]", mark="M") == expected
+
+
+# -- slots ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 3))))
+def test_slots_keep_their_books(n: int, steps_taken: list[tuple[str, int]]) -> None:
+    slots, used = Slots(n), list[int]()
+    for conversation, leave in steps_taken:
+        sat = slots.slot_of(conversation)
+        slot, stays = slots.take(conversation)
+        assert (slot is None) == (len(used) == n)
+        if slot is not None:
+            assert slot not in used
+            assert stays == (sat == slot)
+            assert stays or sat is None or sat in used
+            used.append(slot)
+        slots.check_integrity()
+        while len(used) > leave:
+            slots.leave(used.pop(0))
+        slots.check_integrity()
+
+
+def test_an_empty_slot_is_chosen_by_name_and_the_least_recent_one_evicted() -> None:
+    slots = Slots(4)
+    slot, stays = slots.take("a")
+    assert (slot, stays) == (preferred("a", 4), False)
+    assert Slots(4).take("a") == (slot, False)
+    names = ["a"]
+    slots.leave(preferred("a", 4))
+    for name in "bcdefgh":
+        taken, stays = slots.take(name)
+        assert not stays
+        assert taken is not None
+        slots.leave(taken)
+        names.append(name)
+        alive = [x for x in names if slots.slot_of(x) is not None]
+        assert alive == names[-4:]
+
+
+@given(st.integers(0, 5), st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(1, 99))))
+def test_files_are_bounded_and_hold_what_was_saved_last(
+    n: int, saved: list[tuple[str, int]]
+) -> None:
+    files, names, last = SlotFiles(n), set[str](), dict[str, tuple[str, int]]()
+    for conversation, n_tokens in saved:
+        name = files.name(conversation)
+        if not name:
+            continue
+        files.saved(conversation, n_tokens=n_tokens)
+        names.add(name)
+        last[name] = (conversation, n_tokens)
+    assert len(names) <= n
+    for conversation in "abcdefgh":
+        holds, n_tokens = last.get(files.name(conversation), ("", 0))
+        assert files.tokens(conversation) == (n_tokens if holds == conversation else 0)
+
+
+# -- one sequence --------------------------------------------------------------------------------
+
+CHAT = st.lists(
+    st.builds(
+        lambda role, text: {"role": role, "content": text},
+        st.sampled_from(["user", "assistant"]),
+        st.text("ab", max_size=3 * STEP_CHARS),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(CHAT, st.integers(0, 5 * STEP_CHARS))
+def test_steps_are_beginnings_that_grow_up_to_the_whole(chat: list[Message], known: int) -> None:
+    sizes = []
+    *some, whole = steps(chat, known_chars=known)
+    assert whole == chat
+    for step in some:
+        joined = "".join(m["content"] for m in step)
+        assert "".join(m["content"] for m in chat).startswith(joined)
+        sizes.append(len(joined))
+    assert all(b - a == STEP_CHARS for a, b in pairwise(sizes))
+    assert not sizes or sizes[0] == known + STEP_CHARS
+    total = sum(len(m["content"]) for m in chat)
+    assert total - max(sizes, default=known) < 1.5 * STEP_CHARS or total <= known
+
+
+@given(CHAT, CHAT)
+def test_what_two_prompts_share_is_what_a_naive_twin_says(
+    a: list[Message], b: list[Message]
+) -> None:
+    resident = Resident()
+    resident.set(a)
+    marked_a = [c for m in a for c in (f"<{m['role']}>", *m["content"])]
+    marked_b = [c for m in b for c in (f"<{m['role']}>", *m["content"])]
+    shared = 0
+    for x, y in zip(marked_a, marked_b, strict=False):
+        if x != y:
+            break
+        shared += not x.startswith("<")
+    assert resident.shared_chars(b) == shared
+    assert resident.holds(b) == (a[: len(b)] == b)
+
+
+def test_a_step_that_ends_in_the_system_message_has_a_users_behind_it() -> None:
+    chat = [{"role": "system", "content": "s" * 3000}, {"role": "user", "content": "hi"}]
+    first = next(iter(steps(chat, known_chars=0)))
+    assert [m["role"] for m in first] == ["system", "user"]
+
+
+def test_the_next_speaker_is_who_followed_the_last_one_the_last_time() -> None:
+    rotation = Rotation()
+    for name in "ab":
+        rotation.knows(name, [{"role": "user", "content": name}])
+
+    def spoken(*names: str) -> str:
+        for name in names:
+            rotation.spoke(name)
+        return rotation.next()[0]["content"]
+
+    assert spoken("a") == "a"
+    assert spoken("b", "a") == "b"
+    assert spoken("a") == "a"
+    assert spoken("b", "b", "b") == "b"
+    for i in range(2 * CHATS_MOST):
+        rotation.spoke(f"chat {i}")
+    assert rotation.next() == []
