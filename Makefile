@@ -12,7 +12,8 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$p; break; }; done),python3)
 
-.PHONY: help serve test lint types format format-check bench-flat bench-memory bench-engine clean
+.PHONY: help serve test lint types format format-check bench-flat bench-memory \
+	bench-engine bench-engine-kill soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk -F'  ' '{ printf "make %-14s%s\n", $$1, $$2 }'
@@ -44,6 +45,13 @@ bench-memory: $(DEV) ## what memory promises, in figures, without a model: table
 
 bench-engine: $(DEV) ## what the embedded engine promises, beside llama_cpp.Llama: tables, JSON
 	$(BIN)/python -m bench.engine $(ARGS)
+
+bench-engine-kill: $(DEV) ## kill -9 of the model process, 50 times under load
+	$(BIN)/python -m bench.engine_kill $(ARGS)
+
+SECONDS ?= 3600
+soak: $(DEV) ## an hour of mixed load: does anything grow? make soak SECONDS=600
+	$(BIN)/python -m bench.engine_soak --seconds $(SECONDS) $(ARGS)
 
 clean: ## remove caches and build outputs; .venv stays, it took ten minutes
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -107,18 +107,39 @@ class Server:
 
 class Chatfold(Server):
     """chatfold with its default model, or before the server at `upstream`, whose own window holds
-    then. `directory` holds its data, its log and its trace."""
+    then. `directory` holds its data, its log and its trace; `environ` is added to the environment,
+    and `traced` says whether there is a trace at all.
+    """
 
-    def __init__(self, directory: Path, *, window_tokens: int = 0, upstream: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        window_tokens: int = 0,
+        upstream: str = "",
+        arguments: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        traced: bool = True,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.trace = directory / "trace.jsonl"
         command = [str(Path(sys.executable).with_name("chatfold")), "serve"]
         command += ["--data", str(directory / "data"), "--n-ctx", str(window_tokens)]
         env = {k: v for k, v in os.environ.items() if not k.startswith("CHATFOLD_")}
-        env["CHATFOLD_TRACE"] = str(self.trace)
+        if traced:
+            env["CHATFOLD_TRACE"] = str(self.trace)
         if upstream:
             env["CHATFOLD_UPSTREAM"] = upstream
-        super().__init__(command, log=directory / "chatfold.log", env=env)
+        env |= environ or {}
+        super().__init__([*command, *arguments], log=directory / "chatfold.log", env=env)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def down(self) -> bool:
+        """Whether the proxy's own process has ended."""
+        return self._process.poll() is not None
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.client.get("/api/status").raise_for_status().json()

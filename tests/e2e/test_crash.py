@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from bench import engine_kill
+
 from .serving import Event, Proxy, serving
 
 Messages = list[dict[str, Any]]
@@ -130,6 +132,15 @@ def _wait_for_two(proxy: Proxy, name: str, since: int) -> None:
     proxy.wait_for_event(
         f"{name} twice", lambda e: e["event"] == name and e["request"] != first, since=since
     )
+
+
+def test_killed_again_and_again_under_load_it_never_ends_in_anything_unclear(
+    tmp_path: Path,
+) -> None:
+    """Three of the fifty kills of `make bench-engine-kill`."""
+    found = engine_kill.measure(3, tmp_path)
+    missed = [str(check) for check in found.checks() if not check.holds]
+    assert not missed, (missed, found)
 
 
 # -- the whole proxy -------------------------------------------------------------------------------

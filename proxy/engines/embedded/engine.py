@@ -52,7 +52,8 @@ READ_BYTES = 1 << 16
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 30.0
 HEALTHY_S = 60.0
-"""A process that lived this long did not fail at once: the next restart does not wait long."""
+"""A process that lived this long, or evaluated a prompt to its end, did not fail at once: the next
+restart does not wait long."""
 TERMINATE_S = 5.0
 LAST_WORDS_S = 1.0
 COUNT_S = 30.0
@@ -118,6 +119,8 @@ class EmbeddedEngine:
         not.
         """
         self._ready = False
+        self._worked = False
+        """Whether the process has evaluated a prompt."""
         self.info: ModelInfo | None = None
         self._stats: protocol.Stats | None = None
         self._trouble = ""
@@ -308,7 +311,8 @@ class EmbeddedEngine:
             except OSError as exc:
                 log.error("the model process cannot be started: %s", exc)
                 self._give_up(f"The model process cannot be started: {exc.strerror}.")
-            backoff_s = BACKOFF_FIRST_S if clock() - started > HEALTHY_S else backoff_s
+            if self._worked or clock() - started > HEALTHY_S:
+                backoff_s = BACKOFF_FIRST_S
             self._restarts += 1
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, BACKOFF_MOST_S)
@@ -321,7 +325,7 @@ class EmbeddedEngine:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        self._process = process
+        self._process, self._worked = process, False
         listener = asyncio.create_task(self._drain_stderr(process), name="embedded-stderr")
         try:
             self._send(self._settings.load)
@@ -366,6 +370,9 @@ class EmbeddedEngine:
                     call.taken = True
             case protocol.Cancelled():
                 pass
+            case protocol.Began() if not self._worked:
+                self._worked = True
+                self._dispatch(reply)
             case _:
                 if call := self._calls.get(reply.id):
                     call.replies.put_nowait(reply)
