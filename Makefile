@@ -16,7 +16,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	bench-engine bench-engine-kill soak clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk -F'  ' '{ printf "make %-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk -F'  ' '{ printf "make %-20s%s\n", $$1, $$2 }'
 
 serve: $(RUNTIME) ## run chatfold; flags: make serve ARGS="--port 9000 --n-ctx 4096"
 	@exec $(BIN)/chatfold serve $(ARGS)

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,8 +142,10 @@ def measure(kills: int, directory: Path, *, say: Any = lambda line: None) -> Fou
         environ=ENVIRON,
     )
     began = time.monotonic()
-    with proxy, ThreadPoolExecutor(CHATS) as pool, Health(proxy) as health:
+    with proxy, ExitStack() as stack, Health(proxy) as health:
+        pool = stack.enter_context(ThreadPoolExecutor(CHATS))
         run = Run(proxy, pool)
+        stack.callback(run.close)
         for n in range(kills):
             run.round(background=n % BACKGROUND_EVERY == BACKGROUND_EVERY - 1)
             say(f"kill {n + 1}/{kills}: {run.found.told} told, {run.found.answered} answered")
@@ -189,6 +191,9 @@ class Chat:
         self._messages: Messages = []
         self.begun = threading.Event()
 
+    def close(self) -> None:
+        self._client.close()
+
     def turn(self) -> Ending:
         if len(self._messages) >= LONGEST_CHAT:
             self._messages = []
@@ -217,6 +222,10 @@ class Run:
         self._proxy, self._pool, self._chance = proxy, pool, random.Random(5)
         self._chats = [Chat(proxy, f"owner {i}", seed=i) for i in range(CHATS)]
         self.found = Found()
+
+    def close(self) -> None:
+        for chat in self._chats:
+            chat.close()
 
     def round(self, *, background: bool) -> None:
         self._turns()

@@ -77,6 +77,13 @@ class EngineConfig:
         0, "Size of the KV cache in tokens, shared by all sequences; 0 means 2 x n_ctx.", low=0
     )
     start_s: float = _key(120.0, "Longest time in seconds for the model to load.", low=0.1)
+    stuck_s: float = _key(
+        300.0,
+        "Longest time in seconds for one step of the model, at most n_ubatch or 128 tokens, the "
+        "larger: then it is taken for stuck and started again. A large model on a slow processor "
+        "may well need a minute or two.",
+        low=1,
+    )
     snapshot_bytes: int = _key(
         2**30,
         "Disk space in bytes for the KV cache of chats that are not in memory: they come back "

@@ -272,10 +272,22 @@ def test_a_chat_breaks_into_background_work_that_then_goes_on(load: Load) -> Non
 
 def test_more_requests_than_the_queue_holds_are_refused(load: Load) -> None:
     async def main() -> None:
-        async with running(load, queue_limit=2) as engine:
-            async with engine.generate(ask(long_text(500))), engine.generate(ask("Hello")):
-                with pytest.raises(QueueFull):
-                    await answer(engine, ask("Hello"))
+        one_place = replace_load(load, sequences=1)
+        hello = ask("Hello", priority=Priority.SIDE)
+        async with running(one_place, queue_limit=2) as engine:
+            async with engine.generate(ask(long_text(600))):
+                await until(lambda: busy(engine))
+                # The one that runs does not wait, and what is worse does not stand before.
+                background = ask("Hello", priority=Priority.BACKGROUND)
+                async with (
+                    engine.generate(background),
+                    engine.generate(hello),
+                    engine.generate(hello),
+                ):
+                    with pytest.raises(QueueFull, match="2 requests are waiting"):
+                        await answer(engine, hello)
+                    async with engine.generate(ask("Hello")):
+                        pass
             assert (await answer(engine, ask("Hello")))[1].completion_tokens
 
     asyncio.run(main())
@@ -397,6 +409,73 @@ def test_whoever_comes_while_the_process_starts_again_is_answered(load: Load) ->
             assert engine.status()["pid"] is None
             assert (await engine.count(["Hello"]))[0] == 1
             assert (await answer(engine, ask("Hello")))[1].completion_tokens
+
+    asyncio.run(main())
+
+
+def test_a_process_that_is_stuck_is_started_again_and_who_waited_is_answered(load: Load) -> None:
+    async def main() -> None:
+        async with running(replace_load(load, sequences=1), stuck_s=1.0) as engine:
+            ran = asyncio.create_task(answer(engine, ask(long_text(600))))
+            await until(lambda: busy(engine))
+            waited = asyncio.create_task(answer(engine, ask("Hello")))
+            await until(lambda: busy(engine, waiting=True))
+            os.kill(engine.status()["pid"], signal.SIGSTOP)
+            with pytest.raises(EngineCrashed, match=r"stuck \(it answered nothing for 1 seconds\)"):
+                await ran
+            _, end = await waited
+            assert end.completion_tokens
+            assert engine.status()["restarts"] == 1
+
+    asyncio.run(main())
+
+
+def test_a_model_that_makes_no_step_is_stuck_though_its_process_answers(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """
+        import threading
+        from proxy.engines.embedded import child
+        from proxy.engines.embedded.llama import Llama
+
+        Llama.decode = lambda *_: threading.Event().wait()
+        child.main()
+    """
+    monkeypatch.setattr(module, "CHILD", ("-c", textwrap.dedent(script)))
+
+    async def main() -> None:
+        async with running(load, stuck_s=1.0) as engine:
+            with pytest.raises(EngineCrashed, match="one step took longer than 1 seconds"):
+                await answer(engine, ask("Hello"))
+            monkeypatch.undo()
+            assert (await answer(engine, ask("Hello")))[1].completion_tokens
+
+    asyncio.run(main())
+
+
+def test_a_process_that_never_loads_is_started_again(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child(monkeypatch, "import time; time.sleep(600)")
+
+    async def main() -> None:
+        engine = EmbeddedEngine(EmbeddedSettings(load, start_s=0.2, stuck_s=0.2))
+        monkeypatch.setattr(module, "TERMINATE_S", 0.05)
+        await engine.start()
+        await until(lambda: engine.status()["restarts"] >= 1)
+        await engine.stop()
+
+    asyncio.run(main())
+
+
+def test_an_idle_engine_is_not_stuck_and_tells_its_memory(load: Load) -> None:
+    async def main() -> None:
+        async with running(load, stuck_s=0.4) as engine:
+            await engine.model()
+            pid = engine.status()["pid"]
+            await until(lambda: engine.status()["memory_bytes"] > 50e6)
+            await asyncio.sleep(1.0)  # More than twice as long as one that is stuck may take.
+            assert engine.status()["pid"] == pid
 
     asyncio.run(main())
 
@@ -578,7 +657,8 @@ def test_stopping_ends_who_waits_for_a_model_that_never_comes(
     asyncio.run(main())
 
 
-def test_the_model_process_goes_when_its_parent_is_killed(load: Load) -> None:
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_the_model_process_goes_when_its_parent_is_killed(load: Load, stopped: bool) -> None:
     script = f"""
         import asyncio
         from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
@@ -603,6 +683,8 @@ def test_the_model_process_goes_when_its_parent_is_killed(load: Load) -> None:
         assert parent.stdout
         pid = int(parent.stdout.readline())
         assert not is_gone(pid)
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
         parent.kill()
     end = time.monotonic() + PATIENCE_S
     while not is_gone(pid) and time.monotonic() < end:

@@ -7,6 +7,8 @@ owns the model and does nothing but run the scheduler. The process ends when std
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,6 +34,8 @@ from proxy.engines.embedded.protocol import (
     CountTools,
     Forget,
     Load,
+    Ping,
+    Pong,
     Read,
     Reply,
     Submit,
@@ -46,6 +51,7 @@ READ_BYTES = 1 << 16
 IDLE_WAIT_S = 60.0
 IDLE_SAVE_S = 30.0
 """Quiet time after which sequences are written to disk: most chats have come to rest by then."""
+PR_SET_PDEATHSIG = 1
 LAST_SAVE_S = 4.0
 """How long the process may write snapshots once its parent has gone or told it to end."""
 
@@ -110,6 +116,9 @@ class Inbox:
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._batch: tuple[int, frozenset[int]] | None = None
+        self.steps = 0
+        """How often the engine thread has come by here: it grows as long as that thread lives."""
+        self.idle = False
 
     def put(self, item: Item) -> None:
         with self._changed:
@@ -120,8 +129,11 @@ class Inbox:
 
     def take(self, *, wait_s: float) -> list[Item]:
         with self._changed:
+            self.steps += 1
             if wait_s and not self._items:
+                self.idle = True
                 self._changed.wait(wait_s)
+                self.idle = False
             items = list(self._items)
             self._items.clear()
             return items
@@ -132,12 +144,14 @@ class Inbox:
         What arrives after this finds the batch here and can raise the flag: none slips through.
         """
         with self._changed:
+            self.steps += 1
             self._llama.abort.clear()
             self._batch = (priority, frozenset(requests)) if not self._items else None
             return self._batch is not None
 
     def leave(self) -> None:
         with self._changed:
+            self.steps += 1
             self._batch = None
 
     def _must_interrupt(self, item: Item) -> bool:
@@ -167,6 +181,7 @@ def main() -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent decides
+    _wake_when_orphaned()
     frames, outbox = _own_stdio()
     load = protocol.command(next(frames))
     if not isinstance(load, Load):
@@ -263,6 +278,8 @@ class Reader:
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
+        # Should no thread get to run any more, the kernel ends the process.
+        signal.alarm(math.ceil(LAST_SAVE_S) + 1)
         self._inbox.put(End())
         time.sleep(LAST_SAVE_S)
         os._exit(0)
@@ -278,6 +295,8 @@ class Reader:
                 self._outbox.send(protocol.Counted(id=id_, counts=counts))
             case CountTools():
                 self._count_tools(command)
+            case Ping():
+                self._outbox.send(Pong(self._inbox.steps, self._inbox.idle, _rss_bytes()))
             case Load():
                 raise ValueError("a second Load")
 
@@ -345,6 +364,22 @@ def _snapshots(load: Load, llama: Llama) -> Snapshots | None:
         fingerprint=state_fingerprint(load, cells=llama.cells),
         budget_bytes=load.snapshot_bytes,
     )
+
+
+def _wake_when_orphaned() -> None:
+    """A process that is stopped does not see that its stdin has ended: so it is to be woken when
+    its parent dies. Linux only; elsewhere it stays stopped.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
+def _rss_bytes() -> int:
+    """Memory of this process, 0 where the system does not tell."""
+    with suppress(OSError):
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def _own_stdio() -> tuple[Iterator[bytes], Outbox]:

@@ -42,6 +42,7 @@ from proxy.engines.embedded import protocol
 from proxy.engines.embedded.grammar import GrammarError
 from proxy.engines.embedded.protocol import Cancel, Count, Load, Part, Submit
 from proxy.engines.embedded.schema import grammar_of
+from proxy.engines.embedded.watch import Watch
 
 log = logging.getLogger("chatfold.engine")
 
@@ -57,6 +58,7 @@ restart does not wait long."""
 TERMINATE_S = 5.0
 LAST_WORDS_S = 1.0
 COUNT_S = 30.0
+PING_S = 5.0
 STDERR_LINES = 40
 UNREAD_MOST = 256
 """Texts (about as many tokens) that the model may be ahead of who reads them."""
@@ -71,6 +73,7 @@ class EmbeddedSettings:
     start_s: float = 120.0
     queue_limit: int = 64
     reader_s: float = 120.0
+    stuck_s: float = 300.0
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +95,10 @@ class _Call:
     ended: bool = False
     """The process has said its last word about it."""
     reader_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waits(self) -> bool:
+        return not (self.taken or self.ended)
 
     def stop_timer(self) -> None:
         if self.reader_timer:
@@ -121,6 +128,11 @@ class EmbeddedEngine:
         self._ready = False
         self._worked = False
         """Whether the process has evaluated a prompt."""
+        self._loaded = asyncio.Event()
+        """Set once the process at hand has loaded the model."""
+        self._watch: Watch | None = None
+        self._killed_for = ""
+        self._rss_bytes = 0
         self.info: ModelInfo | None = None
         self._stats: protocol.Stats | None = None
         self._trouble = ""
@@ -198,8 +210,7 @@ class EmbeddedEngine:
 
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
-        if len(self._calls) >= self._settings.queue_limit:
-            raise QueueFull(f"{len(self._calls)} requests are waiting already; try again shortly.")
+        self._check_queue(request.priority)
         call = _Call(_submit(next(self._ids), request))
         self._calls[call.submit.id] = call
         try:
@@ -210,6 +221,12 @@ class EmbeddedEngine:
             call.stop_timer()
             if self._calls.pop(call.submit.id, None):
                 self._send(Cancel(id=call.submit.id))
+
+    def _check_queue(self, priority: base.Priority) -> None:
+        """Raises QueueFull. Those count that wait and would go before this one."""
+        ahead = [c for c in self._calls.values() if c.waits and c.submit.priority <= priority]
+        if len(ahead) >= self._settings.queue_limit:
+            raise QueueFull(f"{len(ahead)} requests are waiting already; try again shortly.")
 
     async def forget(self, owner: str) -> None:
         self._send(protocol.Forget(owner=owner))
@@ -232,6 +249,7 @@ class EmbeddedEngine:
             "cells_used": stats.cells_used if stats else 0,
             "cells": stats.cells if stats else 0,
             "preemptions": stats.preemptions if stats else 0,
+            "memory_bytes": self._rss_bytes,
             "snapshots": stats.snapshots if stats else 0,
             "snapshot_bytes": stats.snapshot_bytes if stats else 0,
             "restored_tokens": stats.restored_tokens if stats else 0,
@@ -325,12 +343,15 @@ class EmbeddedEngine:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        self._process, self._worked = process, False
+        self._process, self._worked, self._killed_for = process, False, ""
+        self._loaded = asyncio.Event()
         listener = asyncio.create_task(self._drain_stderr(process), name="embedded-stderr")
+        watcher = asyncio.create_task(self._watch_over(process), name="embedded-watch")
         try:
             self._send(self._settings.load)
             await self._read_replies(process)
         finally:
+            watcher.cancel()
             loaded, self._ready = self._ready, False
             if not self._trouble:
                 self._settled.clear()
@@ -340,6 +361,28 @@ class EmbeddedEngine:
             finally:
                 listener.cancel()
                 self._after_death(process, loaded=loaded)
+
+    async def _watch_over(self, process: asyncio.subprocess.Process) -> None:
+        """Kills the process when it is stuck; its end is then seen like any other."""
+        s = self._settings
+        try:
+            async with asyncio.timeout(s.start_s + s.stuck_s):
+                await self._loaded.wait()
+        except TimeoutError:
+            self._kill(process, f"it did not load within {s.start_s + s.stuck_s:g} seconds")
+            return
+        every_s = min(PING_S, s.stuck_s / 4)
+        self._watch = watch = Watch(every_s=every_s, stuck_s=s.stuck_s)
+        while not (trouble := watch.look()):
+            self._send(protocol.Ping())
+            await asyncio.sleep(every_s)
+        self._kill(process, trouble)
+
+    def _kill(self, process: asyncio.subprocess.Process, why: str) -> None:
+        log.error("the model process is stuck: %s; it is started again", why)
+        self._killed_for = f"The model process was stuck ({why}); it is started again."
+        with suppress(ProcessLookupError):
+            process.kill()
 
     async def _read_replies(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -362,6 +405,10 @@ class EmbeddedEngine:
                 self._give_up(message)
             case protocol.Stats():
                 self._stats = reply
+            case protocol.Pong(steps=steps, idle=idle, rss_bytes=rss_bytes):
+                self._rss_bytes = rss_bytes
+                if self._watch:
+                    self._watch.answered(steps, idle=idle)
             case protocol.Counted(id=id_, counts=counts):
                 if (future := self._counts.get(id_)) and not future.done():
                     future.set_result(list(counts))
@@ -395,6 +442,7 @@ class EmbeddedEngine:
         if warning := reply.details.get("warning"):
             log.warning("%s", warning)
         self._ready = True
+        self._loaded.set()
         self._settled.set()
         # Those who waited in the last process's queue; who was never sent waits for `_settled`.
         for call in [c for c in self._calls.values() if c.sent and not c.taken]:
@@ -402,12 +450,13 @@ class EmbeddedEngine:
 
     def _after_death(self, process: asyncio.subprocess.Process, *, loaded: bool) -> None:
         code = process.returncode
-        self._stats = None
+        self._stats, self._watch, self._rss_bytes = None, None, 0
         if not self._trouble and not self._stopping:
             log.error("the model process ended (%s); last words: %s", code, list(self._stderr)[-3:])
             if not loaded:
                 self._give_up(_loading_ended(code))
-        crashed = EngineCrashed("The model process ended while it worked on this request.")
+        sentence = "The model process ended while it worked on this request."
+        crashed = EngineCrashed(self._killed_for or sentence)
         for call in list(self._calls.values()):
             # Twice in the queue of a process that died is once too often to be chance.
             if call.taken or call.sent > 1:

@@ -129,7 +129,11 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
     owner: str
 
 
-Command = Load | Submit | Cancel | Read | Count | CountTools | Forget
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Answered by a Pong at once, whatever the model does meanwhile."""
+
+
+Command = Load | Submit | Cancel | Read | Count | CountTools | Forget | Ping
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -215,6 +219,16 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
     counts: tuple[int, ...]
 
 
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """`steps` grows with each batch and whatever else the engine thread does; `idle` says that it
+    waits for work. `rss_bytes` is the memory of the process.
+    """
+
+    steps: int
+    idle: bool
+    rss_bytes: int
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """Sent after each change of the queue: who runs, who waits, how full the cache is."""
 
@@ -230,7 +244,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     restored_tokens: int = 0
 
 
-Reply = Loaded | Fatal | Taken | Began | Text | Ended | Failed | Cancelled | Counted | Stats
+Reply = Loaded | Fatal | Taken | Began | Text | Ended | Failed | Cancelled | Counted | Stats | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
