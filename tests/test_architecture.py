@@ -30,6 +30,7 @@ STORE_FILES = {
 }
 
 LLAMA_FILES = {
+    "proxy/engines/embedded/embedding.py",
     "proxy/engines/embedded/llama.py",
     "proxy/engines/embedded/loading.py",
     "proxy/engines/embedded/sampling.py",

@@ -196,6 +196,14 @@ Event = Started | Delta | Finished
 
 
 @dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors of length 1 as little-endian float32, one an input."""
+
+    vectors: tuple[bytes, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Thinking:
     """How the model sets its reasoning apart. With `first` an answer begins inside of it: the
     prompt ends with the opening tag."""
@@ -247,6 +255,10 @@ class Engine(Protocol):
 
     async def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text by itself. Raises EngineUnavailable."""
+        ...
+
+    async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
+        """A vector for each text or list of token ids; behind every chat. Raises EngineError."""
         ...
 
     async def count_tools(self, tools: str) -> int:

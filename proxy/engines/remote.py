@@ -25,6 +25,7 @@ from memory.ports import Budget
 from proxy.config import Config
 from proxy.engines.base import (
     ContextOverflow,
+    Embeddings,
     EngineError,
     EngineUnavailable,
     Event,
@@ -147,6 +148,9 @@ class RemoteEngine:
             # Somebody reads an answer: a question would break it off.
             return await self._counter.estimate(texts)
         return await self._count_in_turn(session, texts)
+
+    async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
+        raise RequestRefused("Embeddings are not passed on to the upstream server.")
 
     async def count_tools(self, tools: str) -> int:
         raise RequestRefused("Tools cannot be used with a remote server yet.")

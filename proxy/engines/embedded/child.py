@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from proxy.engines.embedded import protocol
+from proxy.engines.embedded.embedding import Embedder, Embeddings, Job
 from proxy.engines.embedded.files import FileError
 from proxy.engines.embedded.grammar import GrammarError
 from proxy.engines.embedded.llama import Llama
@@ -32,6 +33,7 @@ from proxy.engines.embedded.protocol import (
     Command,
     Count,
     CountTools,
+    Embed,
     Forget,
     Load,
     Ping,
@@ -40,7 +42,7 @@ from proxy.engines.embedded.protocol import (
     Reply,
     Submit,
 )
-from proxy.engines.embedded.request import CLASSES, Request
+from proxy.engines.embedded.request import BACKGROUND, CLASSES, Request
 from proxy.engines.embedded.sampling import Grammar
 from proxy.engines.embedded.scheduler import Scheduler
 from proxy.engines.embedded.snapshots import Snapshots
@@ -105,7 +107,7 @@ class End:
     """The parent has gone, or wants the process to end."""
 
 
-Item = Request | Cancel | Read | Forget | End
+Item = Request | Job | Cancel | Read | Forget | End
 
 
 class Inbox:
@@ -162,6 +164,8 @@ class Inbox:
         priority, requests = self._batch
         if isinstance(item, Cancel):
             return requests == {item.id}
+        if isinstance(item, Job):
+            return False
         return item.priority < priority
 
 
@@ -198,7 +202,9 @@ def main() -> None:
         outbox.send(protocol.Fatal(message=f"{setting}{exc}"))
         return
     inbox = Inbox(llama)
-    reader = Reader(frames, inbox, outbox, llama, prompter)
+    embedder = Embedder(llama)
+    embeddings = Embeddings(embedder, emit=outbox.send, gate=inbox.enter)
+    reader = Reader(frames, inbox, outbox, llama, prompter, embedder)
     threading.Thread(target=reader.run, name="reader", daemon=True).start()
     trace = EngineTrace(Trace(load.trace_path))
     scheduler = Scheduler(
@@ -210,19 +216,22 @@ def main() -> None:
         snapshots=_snapshots(load, llama),
     )
     try:
-        _serve(scheduler, inbox, outbox)
+        _serve(scheduler, embeddings, inbox, outbox)
     except BrokenPipeError:
         os._exit(0)
 
 
-def _serve(scheduler: Scheduler, inbox: Inbox, outbox: Outbox) -> NoReturn:
+def _serve(scheduler: Scheduler, embeddings: Embeddings, inbox: Inbox, outbox: Outbox) -> NoReturn:
     check = bool(os.environ.get("CHATFOLD_CHECK_INTEGRITY"))
     wait_s = IDLE_SAVE_S
     while True:
-        items = inbox.take(wait_s=wait_s if scheduler.at_rest else 0)
+        items = inbox.take(wait_s=0 if embeddings or not scheduler.at_rest else wait_s)
         for item in items:
-            _handle(scheduler, item)
-        if items or not scheduler.at_rest:
+            _handle(scheduler, embeddings, item)
+        if embeddings and (scheduler.at_rest or scheduler.active_class() == BACKGROUND):
+            embeddings.step()
+            inbox.leave()
+        elif items or not scheduler.at_rest:
             scheduler.step()
             inbox.leave()
             wait_s = IDLE_SAVE_S
@@ -235,12 +244,15 @@ def _serve(scheduler: Scheduler, inbox: Inbox, outbox: Outbox) -> NoReturn:
             scheduler.check_integrity()
 
 
-def _handle(scheduler: Scheduler, item: Item) -> None:
+def _handle(scheduler: Scheduler, embeddings: Embeddings, item: Item) -> None:
     match item:
         case Request():
             scheduler.add(item)
         case Cancel(id=id_):
             scheduler.cancel(id_)
+            embeddings.cancel(id_)
+        case Job():
+            embeddings.add(item)
         case Read(id=id_, n_texts=n_texts):
             scheduler.read(id_, n_texts)
         case Forget(owner=owner):
@@ -261,12 +273,14 @@ class Reader:
         outbox: Outbox,
         llama: Llama,
         prompter: Prompter,
+        embedder: Embedder,
     ) -> None:
         self._frames = frames
         self._inbox = inbox
         self._outbox = outbox
         self._llama = llama
         self._prompter = prompter
+        self._embedder = embedder
 
     def run(self) -> NoReturn:
         # Whatever ends this loop ends the process: without its parent it has no purpose, and a
@@ -297,6 +311,8 @@ class Reader:
                 self._count_tools(command)
             case Ping():
                 self._outbox.send(Pong(self._inbox.steps, self._inbox.idle, _rss_bytes()))
+            case Embed(id=id_, inputs=inputs):
+                self._embed(id_, inputs)
             case Load():
                 raise ValueError("a second Load")
 
@@ -308,7 +324,29 @@ class Reader:
             cost = self._prompter.count(command.tools)
         self._outbox.send(protocol.Counted(id=command.id, counts=(cost,)))
 
+    def _embed(self, id_: int, inputs: Sequence[str | Sequence[int]]) -> None:
+        most = self._embedder.window_tokens
+        if not self._embedder.possible:
+            self._refuse(id_, "refused", "This model makes no embeddings.", param="model")
+            return
+        texts = []
+        for text in inputs:
+            tokens = self._embedder.tokens(text) if isinstance(text, str) else list(text)
+            if not tokens or len(tokens) > most:
+                sentence = f"Each input must have 1 to {most} tokens, and one has {len(tokens)}."
+                self._refuse(id_, "refused", sentence, param="input")
+                return
+            if any(not 0 <= t < self._llama.n_vocab for t in tokens):
+                self._refuse(id_, "refused", "The model has no such token.", param="input")
+                return
+            texts.append(tokens)
+        self._inbox.put(Job(id_, texts))
+
     def _submit(self, submit: Submit) -> None:
+        if not self._llama.generates:
+            sentence = "This model makes embeddings and nothing else: it cannot answer."
+            self._refuse(submit.id, "refused", sentence, param="model")
+            return
         try:
             tokens = self._tokens(submit)
         except (TemplateError, UnknownToken) as exc:
@@ -322,14 +360,22 @@ class Reader:
             self._refuse(submit.id, "refused", "The request holds no text.")
             return
         try:
-            text = self._prompter.call_grammar(submit) if submit.must_call else submit.grammar
-            grammar = Grammar(self._llama, text) if text else None
+            grammar = self._grammar(submit)
         except GrammarError as exc:
             param = "tool_choice" if submit.must_call else "response_format"
             self._refuse(submit.id, "refused", str(exc), param=param)
             return
         arrived_at = time.monotonic()
         self._inbox.put(Request(submit, tokens, arrived_at, grammar=grammar))
+
+    def _grammar(self, submit: Submit) -> Grammar | None:
+        if submit.must_call:
+            return Grammar(self._llama, self._prompter.call_grammar(submit))
+        if not submit.grammar:
+            return None
+        template = self._prompter.template
+        thinks = template.thinks_first and submit.raw is None and not submit.continues
+        return Grammar(self._llama, submit.grammar, after=template.think_tags[1] if thinks else "")
 
     def _tokens(self, submit: Submit) -> list[int]:
         if submit.raw is not None:

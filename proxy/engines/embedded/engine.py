@@ -23,6 +23,7 @@ from proxy.engines.base import (
     CallFormat,
     ContextOverflow,
     Delta,
+    Embeddings,
     EngineCrashed,
     EngineError,
     EngineUnavailable,
@@ -59,6 +60,8 @@ TERMINATE_S = 5.0
 LAST_WORDS_S = 1.0
 COUNT_S = 30.0
 PING_S = 5.0
+EMBEDDINGS_MOST = 16
+"""Requests for embeddings that may wait."""
 STDERR_LINES = 40
 UNREAD_MOST = 256
 """Texts (about as many tokens) that the model may be ahead of who reads them."""
@@ -72,6 +75,8 @@ class EmbeddedSettings:
     load: Load
     start_s: float = 120.0
     queue_limit: int = 64
+    embeddings_s: float = 300.0
+    """Longest time for the embeddings of one request: they wait for every chat."""
     reader_s: float = 120.0
     stuck_s: float = 300.0
 
@@ -119,6 +124,7 @@ class EmbeddedEngine:
         self._ids = count(1)
         self._calls: dict[int, _Call] = {}
         self._counts: dict[int, asyncio.Future[list[int]]] = {}
+        self._embeddings: dict[int, asyncio.Future[Embeddings]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
@@ -204,6 +210,24 @@ class EmbeddedEngine:
             raise EngineUnavailable("The model process does not answer.") from exc
         finally:
             self._counts.pop(command.id, None)
+
+    async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
+        if len(self._embeddings) >= EMBEDDINGS_MOST:
+            raise QueueFull("Too many requests for embeddings wait already; try again shortly.")
+        await self._until_loaded()
+        id_ = next(self._ids)
+        future: asyncio.Future[Embeddings] = asyncio.get_running_loop().create_future()
+        self._embeddings[id_] = future
+        try:
+            texts = tuple(_printable(x) if isinstance(x, str) else x for x in inputs)
+            self._send(protocol.Embed(id=id_, inputs=texts))
+            async with asyncio.timeout(self._settings.embeddings_s):
+                return await future
+        except TimeoutError as exc:
+            raise EngineUnavailable("The model found no time for embeddings.") from exc
+        finally:
+            if self._embeddings.pop(id_, None) and not future.done():
+                self._send(Cancel(id=id_))
 
     def check(self, request: Generate) -> None:
         _grammar(request)
@@ -412,6 +436,8 @@ class EmbeddedEngine:
             case protocol.Counted(id=id_, counts=counts):
                 if (future := self._counts.get(id_)) and not future.done():
                     future.set_result(list(counts))
+            case protocol.Embedded(id=id_) | protocol.Failed(id=id_) if id_ in self._embeddings:
+                self._on_embedded(self._embeddings[id_], reply)
             case protocol.Taken(id=id_):
                 if call := self._calls.get(id_):
                     call.taken = True
@@ -426,6 +452,16 @@ class EmbeddedEngine:
                     if isinstance(reply, protocol.Text):
                         self._on_text(call)
                     call.ended = isinstance(reply, protocol.Ended | protocol.Failed)
+
+    def _on_embedded(
+        self, future: asyncio.Future[Embeddings], reply: protocol.Embedded | protocol.Failed
+    ) -> None:
+        if future.done():
+            return
+        if isinstance(reply, protocol.Embedded):
+            future.set_result(Embeddings(reply.vectors, reply.prompt_tokens))
+        else:
+            future.set_exception(_error(reply))
 
     def _on_loaded(self, reply: protocol.Loaded) -> None:
         budget = Budget(reply.window_tokens, reply.message_tokens, reply.base_tokens)
@@ -461,7 +497,7 @@ class EmbeddedEngine:
             # Twice in the queue of a process that died is once too often to be chance.
             if call.taken or call.sent > 1:
                 self._fail(call, crashed)
-        for future in self._counts.values():
+        for future in self._futures():
             if not future.done():
                 future.set_exception(EngineCrashed("The model process ended."))
 
@@ -472,9 +508,12 @@ class EmbeddedEngine:
         error = EngineUnavailable(trouble)
         for call in list(self._calls.values()):
             self._fail(call, error)
-        for future in self._counts.values():
+        for future in self._futures():
             if not future.done():
                 future.set_exception(error)
+
+    def _futures(self) -> list[asyncio.Future[Any]]:
+        return [*self._counts.values(), *self._embeddings.values()]
 
     def _fail(self, call: _Call, error: EngineError) -> None:
         """Ends a call that its process will not: no later one may be handed it again."""

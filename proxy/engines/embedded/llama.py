@@ -83,6 +83,32 @@ class Llama:
     def context(self) -> C.llama_context_p:
         return self._context
 
+    @property
+    def model(self) -> C.llama_model_p:
+        return self._model
+
+    @property
+    def generates(self) -> bool:
+        """Whether it can write: models for embeddings alone have no memory of what they read."""
+        return bool(self._memory)
+
+    @property
+    def pooling(self) -> int:
+        """How the model makes one vector of many; LLAMA_POOLING_TYPE_NONE if it does not."""
+        return int(C.llama_pooling_type(self._context))
+
+    @property
+    def embedding_size(self) -> int:
+        return int(C.llama_model_n_embd_out(self._model))
+
+    @property
+    def trained_tokens(self) -> int:
+        return int(C.llama_model_n_ctx_train(self._model))
+
+    @property
+    def n_threads(self) -> int:
+        return int(C.llama_n_threads(self._context))
+
     def close(self) -> None:
         """Frees all memory. Nothing else may be called afterwards."""
         C.llama_batch_free(self._batch)
@@ -154,12 +180,16 @@ class Llama:
             return self._tokenize("\n" + text, markup=markup)[len(newline) :]
         return self._tokenize(text, markup=markup)
 
-    def _tokenize(self, text: str, *, markup: bool) -> list[int]:
+    def tokenize_whole(self, text: str) -> list[int]:
+        """A text by itself, with the tokens that the model wants at its ends."""
+        return self._tokenize(text, markup=False, ends=True)
+
+    def _tokenize(self, text: str, *, markup: bool, ends: bool = False) -> list[int]:
         data = text.encode("utf-8", "replace")
         room = len(data) + 2
         while True:
             out = (C.llama_token * room)()
-            n = C.llama_tokenize(self.vocab, data, len(data), out, room, False, markup)
+            n = C.llama_tokenize(self.vocab, data, len(data), out, room, ends, markup)
             if n >= 0:
                 return list(out[:n])
             room = -n

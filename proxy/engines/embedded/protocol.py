@@ -123,6 +123,13 @@ class CountTools(msgspec.Struct, frozen=True, tag=True):
     tools: str
 
 
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """Texts or token ids, each to become one vector."""
+
+    id: int
+    inputs: tuple[str | tuple[int, ...], ...]
+
+
 class Forget(msgspec.Struct, frozen=True, tag=True):
     """Everything of this owner leaves the KV cache and the disk."""
 
@@ -133,7 +140,7 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
     """Answered by a Pong at once, whatever the model does meanwhile."""
 
 
-Command = Load | Submit | Cancel | Read | Count | CountTools | Forget | Ping
+Command = Load | Submit | Cancel | Read | Count | CountTools | Embed | Forget | Ping
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -229,6 +236,14 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     rss_bytes: int
 
 
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """A vector for each input, as float32."""
+
+    id: int
+    vectors: tuple[bytes, ...]
+    prompt_tokens: int
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """Sent after each change of the queue: who runs, who waits, how full the cache is."""
 
@@ -244,7 +259,20 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     restored_tokens: int = 0
 
 
-Reply = Loaded | Fatal | Taken | Began | Text | Ended | Failed | Cancelled | Counted | Stats | Pong
+Reply = (
+    Loaded
+    | Fatal
+    | Pong
+    | Taken
+    | Began
+    | Text
+    | Ended
+    | Failed
+    | Cancelled
+    | Counted
+    | Embedded
+    | Stats
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

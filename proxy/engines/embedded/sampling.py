@@ -36,9 +36,13 @@ class CannotGoOn(Exception):
 class Grammar:
     """What an answer may be, as far as it has come. `close` frees it."""
 
-    def __init__(self, llama: Llama, text: str) -> None:
-        """Raises GrammarError. May be made in any thread; is then for one."""
+    def __init__(self, llama: Llama, text: str, *, after: str = "") -> None:
+        """With `after` the answer is free until that text has come: a prompt that opens the model's
+        reasoning wants it closed first. Raises GrammarError. May be made in any thread; is then
+        for one.
+        """
         self._llama = llama
+        self._after, self._heard = after.encode(), b""
         self._sampler = C.llama_sampler_init_grammar(llama.vocab, text.encode(), b"root")
         if not self._sampler:
             raise GrammarError("llama.cpp does not take the grammar of this schema.")
@@ -47,7 +51,18 @@ class Grammar:
         """Another one at the same place of its text."""
         other = object.__new__(Grammar)
         other._llama, other._sampler = self._llama, C.llama_sampler_clone(self._sampler)
+        other._after, other._heard = self._after, self._heard
         return other
+
+    @property
+    def waits(self) -> bool:
+        return not self._heard.endswith(self._after)
+
+    def hear(self, token: int) -> None:
+        """A token of the free part. It must not be asked for once `waits` is false."""
+        heard = self._heard + self._llama.piece(token)
+        at = heard.find(self._after)
+        self._heard = self._after if at >= 0 else heard[-len(self._after) :]
 
     def close(self) -> None:
         if self._sampler:
@@ -108,8 +123,11 @@ class Sampler:
 
         Raises CannotGoOn.
         """
-        if self._grammar is None:
-            return int(C.llama_sampler_sample(self._chain, self._llama.context, index))
+        if self._grammar is None or self._grammar.waits:
+            token = int(C.llama_sampler_sample(self._chain, self._llama.context, index))
+            if self._grammar:
+                self._grammar.hear(token)
+            return token
         began = time.monotonic()
         token = self._next_allowed(self._grammar, self._llama.logits(index))
         C.llama_sampler_accept(self._chain, token)

@@ -1,0 +1,97 @@
+"""Embeddings, by a tiny BERT that the test writes; a model that makes none says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memory.context import Context, ContextMessage, Shape
+from proxy.engines.base import Embeddings, Generate, Priority, RequestRefused
+from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
+from proxy.engines.embedded.protocol import Load
+from tests.engine.tiny_bert import EMBD, N_CTX, write_bert
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 60.0
+
+
+def with_engine(path: str, main: Any) -> Any:
+    async def run() -> Any:
+        load = Load(path=path, n_ctx=128, cache_tokens=128, sequences=2, threads=1)
+        engine = EmbeddedEngine(EmbeddedSettings(load, start_s=PATIENCE_S))
+        await engine.start()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                work: Coroutine[Any, Any, Any] = main(engine)
+                return await work
+        finally:
+            await engine.stop()
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_bert(tmp_path_factory.mktemp("bert") / "bert.gguf"))
+
+
+def vectors(found: Embeddings) -> Any:
+    return np.array([np.frombuffer(v, "<f4") for v in found.vectors])
+
+
+def test_equal_texts_have_equal_vectors_and_others_do_not(bert: str) -> None:
+    async def main(engine: EmbeddedEngine) -> Embeddings:
+        return await engine.embed(["tower river", "train", "tower river", (2, 6, 3)])
+
+    found = with_engine(bert, main)
+    v = vectors(found)
+    assert v.shape == (4, EMBD)
+    assert np.allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5)
+    assert np.array_equal(v[0], v[2])
+    assert not np.allclose(v[0], v[1], atol=1e-3)
+    # [CLS] tower river [SEP], [CLS] train [SEP], the first again, and three ids as they are.
+    assert found.prompt_tokens == 4 + 3 + 4 + 3
+
+
+def test_what_cannot_be_embedded_is_refused_and_the_next_request_is_served(bert: str) -> None:
+    async def main(engine: EmbeddedEngine) -> Embeddings:
+        for wrong in (["a " * N_CTX], [()], [(10**6,)], [(-1,)]):
+            with pytest.raises(RequestRefused) as caught:
+                await engine.embed(wrong)
+            assert caught.value.param == "input"
+        with pytest.raises(RequestRefused, match="cannot answer"):
+            async with engine.generate(question()) as events:
+                async for _ in events:
+                    pass
+        return await engine.embed(["train"])
+
+    assert len(with_engine(bert, main).vectors) == 1
+
+
+def test_many_requests_at_once_each_get_their_own_vectors(bert: str) -> None:
+    async def main(engine: EmbeddedEngine) -> list[Embeddings]:
+        texts = [[word] * 3 for word in ("tower", "river", "train")]
+        together = await asyncio.gather(*(engine.embed(t) for t in texts))
+        alone = [await engine.embed(t) for t in texts]
+        assert [t.vectors for t in together] == [a.vectors for a in alone]
+        return together
+
+    assert len({t.vectors for t in with_engine(bert, main)}) == 3
+
+
+def test_a_model_made_for_writing_makes_no_embeddings(model_path: str) -> None:
+    async def main(engine: EmbeddedEngine) -> None:
+        with pytest.raises(RequestRefused, match="makes no embeddings"):
+            await engine.embed(["tower"])
+
+    with_engine(model_path, main)
+
+
+def question() -> Generate:
+    context = Context((ContextMessage("user", ("Hi",)),), "", False, Shape(1, 0, 0, 0, 0, 0))
+    return Generate("a", context, Priority.CHAT, 4)
