@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memory.policy import load_policy
 from memory.store import StoreError, integrity
-from proxy.config import Config, ConfigError, model_file
+from proxy.config import Config, ConfigError, check_files, model_file
 
 DATABASE = "chatfold.db"
 
@@ -33,6 +33,7 @@ def _model(config: Config) -> Finding:
     if config.upstream:
         return Finding("model", f"upstream {config.upstream}")
     try:
+        check_files(config)
         return Finding("model", str(model_file(config)))
     except ConfigError as exc:
         return Finding("model", "", f"{exc}.")

@@ -128,6 +128,12 @@ def test_doctor_finds_a_damaged_database(tmp_path: Path) -> None:
     assert [f.subject for f in findings if f.trouble] == ["database"]
 
 
+def test_doctor_finds_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+    config = load(environ={"CHATFOLD_ENGINE_LORA": "none.gguf", "CHATFOLD_DATA": str(tmp_path)})
+    (trouble,) = [f.trouble for f in examine(config) if f.trouble]
+    assert trouble.startswith("engine.lora: the adapter none.gguf cannot be read: No such file")
+
+
 def test_doctor_is_content_with_a_good_one(tmp_path: Path) -> None:
     async def run() -> None:
         store = await store_with(tmp_path / DATABASE, ["one"], clock_s=[1e6])
