@@ -189,7 +189,7 @@ async def _history(
     if split and (stored or new):
         past = stored or tuple(await store.nodes(owner, digests[:known][-2:]))
         front, stored, new = _split(system, past, stored, new)
-    nodes, n_system = await _counted(counter, (*stored, *new), front)
+    nodes, n_system = await counted(counter, (*stored, *new), front)
     return History(
         owner=owner,
         conversation=conversation,
@@ -254,10 +254,11 @@ def _new_nodes(messages: Sequence[Message], place: _Place) -> tuple[Node, ...]:
     )
 
 
-async def _counted(
-    counter: TokenCounter, nodes: Sequence[Node], system: str
+async def counted(
+    counter: TokenCounter, nodes: Sequence[Node], system: str = ""
 ) -> tuple[tuple[Node, ...], int]:
-    """Counts what was never counted, or was counted by another model's tokenizer."""
+    """Counts what was never counted, or was counted by another model's tokenizer, and the system
+    prompt in the same call."""
     missing = [i for i, n in enumerate(nodes) if n.tokenizer != counter.tokenizer]
     texts = [_weighed(nodes[i]) for i in missing]
     counts = await counter.count([system, *texts])

@@ -20,7 +20,7 @@ from typing import Protocol
 from memory import summarize
 from memory.compaction import Merge, Step, Summarize, next_step, weights
 from memory.context import NOTE_TOKENS, Context, assemble, block_text
-from memory.conversations import History, context_for, revisit, room_for
+from memory.conversations import History, context_for, counted, revisit, room_for
 from memory.policy import Limits, Policy
 from memory.ports import Budget, Completer, ModelGone, TokenCounter, Warmer
 from memory.records import Node, Summary
@@ -313,4 +313,5 @@ class Keeper:
             return history.nodes[: step.n_nodes]
         left, right = history.active[step.index : step.index + 2]
         span = history.digests[left.first_depth : right.last_depth + 1]
-        return tuple(await self._store.nodes(history.owner, span))
+        nodes, _ = await counted(self._counter, await self._store.nodes(history.owner, span))
+        return nodes

@@ -50,7 +50,7 @@ class Kept:
     """An answer as it is stored: without its reasoning, its calls in their one form.
 
     `token_ids` are the tokens that the model wrote it in, None where they are not known or do not
-    begin and end where the answer does; then `n_tokens` is -1.
+    begin and end where the answer does. `n_tokens` is -1 where nobody has counted them.
     """
 
     text: str
@@ -92,7 +92,11 @@ class Answering:
         stream = self._stream(0)
         content = "".join(self._content)
         text = text_with_calls(content, stream.calls) if stream.calls else content
-        ids = self._ids(stream, finished) if finished else None
+        if finished is None:
+            return Kept(text)
+        if finished.token_ids is None and stream.is_whole and not finished.others:
+            return Kept(text, finished.completion_tokens)
+        ids = self._ids(stream, finished)
         return Kept(text) if ids is None else Kept(text, len(ids), ids.tobytes())
 
     def _stream(self, index: int) -> AnswerStream:
@@ -130,7 +134,7 @@ class Answering:
         if finished.token_ids is None:
             return None
         ids, ends = _ints(finished.token_ids), [0, *_ints(finished.token_ends)]
-        if not stream.begin_chars and stream.end_chars is None:
+        if stream.is_whole:
             return ids
         last = stream.end_chars
         if stream.begin_chars not in ends or (last is not None and last not in ends):

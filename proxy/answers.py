@@ -69,6 +69,11 @@ class AnswerStream:
     def calls(self) -> tuple[Call, ...]:
         return tuple(self._calls)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the text so far is the answer: no reasoning before it, no call cut off."""
+        return not self.begin_chars and self.end_chars is None
+
     def feed(self, text: str) -> list[Piece]:
         self._held += text
         return self._pieces(last=False)

@@ -311,8 +311,8 @@ class Chats:
             text=kept.text,
             n_tokens=kept.n_tokens,
             token_ids=kept.token_ids,
-            # Where its tokens are not known it is counted when it is next used.
-            tokenizer=plan.model.fingerprint if kept.token_ids is not None else "",
+            # Where it is not counted yet it will be when it is next used.
+            tokenizer=plan.model.fingerprint if kept.n_tokens >= 0 else "",
             created_at=self._clock(),
         )
         if not nodes:

@@ -151,9 +151,17 @@ class Desk:
         await self.store.close()
 
     async def ask(
-        self, text: str, *, owner: str = "ann", answer: str = "Yes.", room: Room | None = None
+        self,
+        text: str,
+        *,
+        owner: str = "ann",
+        answer: str = "Yes.",
+        room: Room | None = None,
+        counted: bool = True,
     ) -> Assembled:
-        """One whole turn: what would have been sent for it. The keeper is woken at its end."""
+        """One whole turn: what would have been sent for it. The keeper is woken at its end. Not
+        `counted` is an answer whose tokens nobody told.
+        """
         messages = self.chats.setdefault(owner, [])
         messages.append(Message(USER, text))
         transcript = Transcript("", tuple(messages))
@@ -163,9 +171,9 @@ class Desk:
         nodes, digests = answered(
             history,
             text=answer,
-            n_tokens=len(answer.split()),
+            n_tokens=len(answer.split()) if counted else -1,
             token_ids=None,
-            tokenizer=self.model.tokenizer,
+            tokenizer=self.model.tokenizer if counted else "",
             created_at=1.0,
         )
         await self.store.append(owner, nodes, conversation=history.conversation)
@@ -700,6 +708,17 @@ async def test_originals_that_do_not_fit_are_merged_from_their_summaries(desk: D
     prompts = [c.messages[-1].text for c in desk.model.asked if len(c.messages) == 2]
     assert any("[1] " in p for p in prompts)
     assert max(s.rank for s in await desk.summaries()) >= 2
+
+
+async def test_answers_that_nobody_counted_are_counted_before_they_are_merged(desk: Desk) -> None:
+    for i in range(40):
+        await desk.ask(question(i), answer=2 * ANSWERS[i % 2], counted=False)
+        await desk.idle()
+    prompts = [c for c in desk.model.asked if len(c.messages) == 2]
+    assert any("[1] " not in c.messages[-1].text for c in prompts)
+    for prompt in prompts:
+        n_tokens = sum(await desk.model.count([m.text for m in prompt.messages]))
+        assert n_tokens < BUDGET.window_tokens
 
 
 async def test_another_policy_keeps_the_summaries_that_are_there(open_desk) -> None:  # type: ignore[no-untyped-def]

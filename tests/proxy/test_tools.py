@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -257,6 +258,15 @@ def test_tokens_that_do_not_end_where_the_reasoning_does_are_not_kept() -> None:
     kept = answering.kept(end)
     assert (kept.text, kept.n_tokens, kept.token_ids) == ("Yes", -1, None)
     assert end.reasoning_tokens == 2
+
+
+def test_a_whole_answer_has_the_tokens_that_its_engine_counted() -> None:
+    _, end, answering = answered("Yes", ".")
+    assert answering.kept(replace(end, token_ids=None)).n_tokens == 2
+    # The engine's number is that of all answers together, or of the reasoning too.
+    assert answering.kept(replace(end, token_ids=None, others=("stop",))).n_tokens == -1
+    _, end, answering = answered("<think>", "Hm", "</think>", "Yes")
+    assert answering.kept(replace(end, token_ids=None)).n_tokens == -1
 
 
 def test_an_answer_that_ends_in_its_reasoning_is_empty() -> None:
