@@ -81,7 +81,11 @@ def _format(tools: Tools) -> CallFormat | None:
 
 
 def _answering(plan: Plan) -> Answering:
-    return Answering(plan.model.thinking, plan.request.tools)
+    thinking = plan.model.thinking
+    if plan.context.continues:
+        # No header stands before it that could have opened a thought.
+        thinking = replace(thinking, first=False)
+    return Answering(thinking, plan.request.tools)
 
 
 class Chats:

@@ -211,3 +211,15 @@ def test_a_call_behind_reasoning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert message(spoken)["content"] == "It rains."
         # The result and the words around it: the call and its tools are in the cache already.
         assert evaluated(spoken) <= 24 + MARKUP_TOKENS
+
+
+def test_an_answer_that_is_continued_is_past_its_thoughts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with thinking(tmp_path, R1, monkeypatch) as server:
+        server.script.append(" blue, as ever.")
+        begun = {"role": "assistant", "content": "It is"}
+        answer = server.post(messages=[user("What colour is the sea?"), begun])
+        assert message(answer)["content"] == " blue, as ever."
+        assert "reasoning_content" not in message(answer)
+        assert ("assistant", "It is blue, as ever.") in stored(tmp_path)

@@ -170,6 +170,26 @@ def test_each_step_of_a_turn_with_tools_evaluates_what_is_new(tmp_path: Path) ->
         assert cached(again) >= read(later)
 
 
+LLAMA3 = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    '{% if tools and loop.index0 == 1 %}{{ \'Answer as {"name": ..., "parameters": ...}.\n\' }}'
+    "{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endfor %}{# <|start_header_id|> #}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As Llama 3's: tools in the first question, calls as bare JSON; with this model's markup."""
+
+
+def test_a_model_with_llamas_template_calls_in_its_form(tmp_path: Path) -> None:
+    with serving(tmp_path, "--n-ctx", "1024", CHATFOLD_ENGINE_CHAT_TEMPLATE=LLAMA3) as proxy:
+        sent = [{"role": "system", "content": "Be brief."}, user("The weather in Paris?")]
+        calling = proxy.chat(sent, **MUST, **GREEDY)
+        proxy.wait_idle()
+        sent += [message(calling), result(calling, "sunny")]
+        spoken = proxy.chat(sent, tools=[WEATHER], temperature=0, max_tokens=12)
+        assert cached(spoken) >= read(calling)
+
+
 @pytest.mark.slow
 def test_a_long_chat_with_tools_stays_within_its_window_and_flat(tmp_path: Path) -> None:
     with serving(tmp_path, "--n-ctx", "1024", "--policy", "extractive") as proxy:

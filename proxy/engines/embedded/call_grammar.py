@@ -64,7 +64,8 @@ def _followed(parameters: dict[str, Any]) -> dict[str, Any]:
     # References say where they begin to count: there the schema is not the whole one any more.
     if "$ref" in dump(parameters):
         return {"type": "object"}
-    wanted = {"type": "object", **parameters}
+    # Whatever it says: arguments are an object.
+    wanted = {**parameters, "type": "object"}
     try:
         grammar_of(dump(wanted))
     except GrammarError:

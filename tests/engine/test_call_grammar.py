@@ -1,0 +1,90 @@
+"""Calls that must come: what llama.cpp lets through of an answer, text by text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from test_tools_prompt import LLAMA31, QWEN_THINKS, R1, TOOLS, llama
+
+from proxy.engines.embedded.call_grammar import CALLS_MOST, grammar_of_calls
+from proxy.engines.embedded.llama import Llama
+from proxy.engines.embedded.sampling import Grammar
+from proxy.engines.embedded.template import CHATML, ChatTemplate
+
+__all__ = ["llama"]
+
+CALL = '{"name": "weather", "arguments": {"city": "Paris"}}'
+TAGGED = f"<tool_call>\n{CALL}\n</tool_call>"
+BARE = CALL.replace("arguments", "parameters")
+
+
+def allowed(llama: Llama, text: str, source: str = CHATML, **options: Any) -> bool:
+    """Whether an answer may be exactly this text."""
+    template = ChatTemplate(source, bos="", eos="")
+    kind: dict[str, Any] = {"tools": TOOLS, "names": ("weather",), "one_call": False} | options
+    grammar = Grammar(
+        llama,
+        grammar_of_calls(
+            **kind,
+            form=template.form,
+            think_tags=template.think_tags if template.thinks else None,
+            thinks_first=template.thinks_first,
+        ),
+    )
+    try:
+        for token in llama.tokenize(text, markup=False):
+            if not grammar.allows(token):
+                return False
+            grammar.accept(token)
+        return grammar.allows(llama.eos)
+    finally:
+        grammar.close()
+
+
+def test_only_a_call_is_let_through(llama: Llama) -> None:
+    assert allowed(llama, TAGGED)
+    assert not allowed(llama, "")
+    assert not allowed(llama, f"Let me look.\n{TAGGED}")
+    assert not allowed(llama, TAGGED.replace("weather", "clock"))
+    assert not allowed(llama, TAGGED.replace('"Paris"', "5"))
+    assert not allowed(llama, TAGGED.removesuffix("</tool_call>"))
+    assert not allowed(llama, BARE)
+
+
+def test_several_calls_or_one(llama: Llama) -> None:
+    assert allowed(llama, f"{TAGGED}\n{TAGGED}")
+    assert not allowed(llama, f"{TAGGED}\n{TAGGED}", one_call=True)
+    assert not allowed(llama, "\n".join([TAGGED] * (CALLS_MOST + 1)))
+
+
+def test_llamas_form(llama: Llama) -> None:
+    assert allowed(llama, BARE, LLAMA31)
+    assert allowed(llama, f"{BARE}; {BARE}", LLAMA31)
+    assert not allowed(llama, TAGGED, LLAMA31)
+
+
+def test_a_model_that_thinks_may_do_so_first(llama: Llama) -> None:
+    assert allowed(llama, f"Hm, 3 < 5.\n</think>\n\n{TAGGED}", R1)
+    assert not allowed(llama, TAGGED, R1)
+    assert allowed(llama, f"<think>\nHm.\n</think>\n\n{TAGGED}", QWEN_THINKS)
+    assert allowed(llama, TAGGED, QWEN_THINKS)
+    assert not allowed(llama, f"<think>\nHm.\n</think>\n\n{TAGGED}")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"not": {}},
+        {"$ref": "#/$defs/a"},
+        {"properties": {"x": {"multipleOf": 3}}},
+        {"type": "array"},
+    ],
+)
+def test_a_schema_that_no_grammar_holds_leaves_any_object(
+    llama: Llama, parameters: dict[str, Any]
+) -> None:
+    function = {"name": "weather", "parameters": parameters}
+    tools = json.dumps([{"type": "function", "function": function}])
+    assert allowed(llama, TAGGED, tools=tools)
