@@ -77,9 +77,10 @@ def thinking(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> 
         if request.priority is not Priority.CHAT:
             return sent
         (text,) = literal(script.pop(0))
-        return structs.replace(sent, grammar=f"root ::= {text}")
+        return structs.replace(sent, grammar=f"root ::= {text}", must_call=("these words",))
 
     monkeypatch.setattr(door, "_submit", submit)
+    monkeypatch.setattr(door, "CHILD", ("-m", "tests.e2e.scripted_child"))
     environ = {
         "CHATFOLD_ENGINE_CHAT_TEMPLATE": template,
         "CHATFOLD_ENGINE_THREADS": "1",
