@@ -56,6 +56,10 @@ class Server:
     def url(self) -> str:
         return f"http://{HOST}:{self._port}"
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __enter__(self) -> Self:
         self.start()
         return self

@@ -225,6 +225,9 @@ def _listen(config: Config) -> socket.socket:
         problem = os.strerror(exc.errno) if exc.errno else str(exc)
         sentence = f"cannot listen on {config.host} port {config.port}: {problem}"
         raise ConfigError(sentence) from exc
+    # Connections inherit it. asyncio sets it itself, but not on sockets that name no protocol, as
+    # those of this listener: each short answer then came 40 ms late (Nagle, delayed ACK).
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     _bound_writes(listener, config.timeouts.reader_s)
     return listener
 

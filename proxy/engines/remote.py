@@ -67,6 +67,7 @@ class RemoteEngine:
         self._counter = Counter()
         self._calls: dict[Call, asyncio.Task[None]] = {}
         self._ahead: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._stopping = False
         self._keys: OrderedDict[str, str] = OrderedDict()
         """The key that each owner's client last sent, where keys are forwarded: for the background
@@ -108,6 +109,7 @@ class RemoteEngine:
             on_found=self._on_found,
         )
         self._watch.start()
+        self._reading = asyncio.create_task(self._counter.get_ready(), name="remote-vocabulary")
 
     async def stop(self) -> None:
         self._stopping = True
@@ -118,6 +120,8 @@ class RemoteEngine:
             call.life.cancel()
         if self._calls:
             await asyncio.wait(self._calls.values())
+        if self._reading:
+            await self._reading
         if self._watch:
             await self._watch.stop()
         http, self._maybe_http = self._maybe_http, None

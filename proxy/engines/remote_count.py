@@ -27,6 +27,10 @@ class Counter:
         """What was learned of a model that is there no more."""
         self.calibration = Calibration()
 
+    async def get_ready(self) -> None:
+        """Reads the vocabulary, so that nobody's request has to wait for that."""
+        await self._tiktoken.count(["."])
+
     async def estimate(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text by itself, on the long side. Never raises."""
         factor = 1 + self.calibration.margin

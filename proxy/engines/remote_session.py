@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 import anyio
 import msgspec
 
-from memory.context import Context
+from memory.context import SYSTEM, Context
 from proxy.engines import remote_wire as wire
 from proxy.engines.base import ContextOverflow, EngineCrashed, EngineError, EngineUnavailable
 from proxy.engines.remote_ahead import Resident, Rotation, steps
@@ -316,7 +316,7 @@ class Session:
         texts = shape.verbatim_tokens + shape.summary_tokens + shape.system_tokens
         if not texts:
             texts = sum(await self.count([m.text for m in context.messages]))
-        with_system = any(m.role == "system" for m in context.messages)
+        with_system = context.messages[:1] != () and context.messages[0].role == SYSTEM
         return texts + template.tokens(messages=len(context.messages), with_system=with_system)
 
     async def learn(self, call: Call) -> None:
