@@ -6,10 +6,11 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -30,16 +31,27 @@ from proxy.config import Config, model_file
 from proxy.counted import Counted
 from proxy.disconnect import STREAM_HEADERS, EventStream, run_until_disconnect
 from proxy.doctor import DATABASE
-from proxy.engines.base import Delta, Engine, EngineError, Finished
+from proxy.engines.base import Delta, Engine, EngineError, EngineUnavailable, Finished
 from proxy.errors import ApiError, LastResort, as_api_error, exception_handlers, too_large
 from proxy.headers import authorize, bearer_token, hints, owner_of
-from proxy.librechat.side import Kind, Side, side_of
+from proxy.librechat.side import Kind, Side, repeats_itself, side_of
 from proxy.metrics import CONTENT_TYPE, Metrics
 from proxy.running import Running
+from proxy.shared import Joins
 from proxy.side import Sides, message_for
 from proxy.trace import Trace
 from proxy.upkeep import Upkeep
 from proxy.wire import ChatRequest, Reply, Usage
+
+CHECKPOINT_TOKENS = 600
+"""Most tokens of a checkpoint that the model must write itself: somebody waits for it."""
+
+NUDGE_S = 2.0
+"""LibreChat 0.6 looks whether Stop was pressed when a piece of the answer comes, and else not:
+until the first one, empty ones come this often."""
+
+T = TypeVar("T")
+Planning = Callable[[], Awaitable[Plan]]
 
 
 def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
@@ -110,6 +122,8 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
     stack.push_async_callback(state.keeper.stop)
     state.policy = policy
     state.running = running = Running()
+    state.streams = Joins[bytes](state.metrics.joined)
+    state.answers = Joins[dict[str, Any]](state.metrics.joined)
     state.sides = Sides(
         engine=state.engine,
         store=state.store,
@@ -177,22 +191,61 @@ async def chat_completions(request: Request) -> Response:
     if side and (answer := await _side_answer(request, side, raw)):
         return answer
     chat = wire.parse_chat(raw)
-    owner = owner_of(request.headers, chat.user)
-    chats: Chats = request.app.state.chats
+    if side and side.kind is Kind.CHECKPOINT:
+        most = chat.max_tokens or CHECKPOINT_TOKENS
+        chat = replace(chat, max_tokens=min(most, CHECKPOINT_TOKENS))
+    state, owner = request.app.state, owner_of(request.headers, chat.user)
+    chats: Chats = state.chats
+    client_id = _client_id(request)
+
+    async def planning() -> Plan:
+        plan = await chats.plan(chat, owner, client_id=client_id, aside=side is not None)
+        return replace(plan, client_key=bearer_token(request.headers))
+
+    plan = await _plan_at_once(request, chat, planning)
     reply = _reply(chat.model, include_usage=chat.include_usage)
-    planning = chats.plan(chat, owner, client_id=_client_id(request), aside=side is not None)
-    plan = await run_until_disconnect(request.receive, planning)
-    plan = replace(plan, client_key=bearer_token(request.headers))
-    headers = _headers(plan)
+    # Who else may want the same question answered twice at once, to have two answers.
+    digest = hashlib.blake2b(raw, digest_size=16).digest()
+    key = (owner, client_id, digest) if repeats_itself(request.headers) else object()
     if chat.stream:
-        ping_s = request.app.state.config.timeouts.ping_s
-        return EventStream(_frames(chats, plan, reply), ping_s=ping_s, headers=headers)
+        return EventStream(
+            state.streams.read(key, partial(_frames, chats, _given(plan, planning), reply)),
+            ping_s=state.config.timeouts.ping_s,
+            nudge=sse.data(reply.delta("")),
+            nudge_s=NUDGE_S,
+            headers=_headers(plan) if plan else {},
+        )
+    assert plan is not None
+    answers = state.answers.read(key, partial(_complete, chats, plan, reply))
+    body = await run_until_disconnect(request.receive, _only(answers))
+    return _json(body, headers=_headers(plan))
+
+
+async def _plan_at_once(request: Request, chat: ChatRequest, planning: Planning) -> Plan | None:
+    """None for a stream whose model is not there yet. It waits with its headers out, and is told
+    of a failure in the stream: a 503 would be tried again for 110 seconds."""
+    if chat.stream and not request.app.state.engine.ready():
+        return None
     try:
-        body = await run_until_disconnect(request.receive, _complete(chats, plan, reply))
-    except EngineError as exc:
-        chats.count_failure(exc)
+        return await run_until_disconnect(request.receive, planning())
+    except EngineUnavailable:
+        if chat.stream:
+            return None
         raise
-    return _json(body, headers=headers)
+
+
+def _given(plan: Plan | None, planning: Planning) -> Planning:
+    """What gives the plan: at once where it is made already."""
+
+    async def made() -> Plan:
+        return plan or await planning()
+
+    return made
+
+
+async def _only(items: AsyncGenerator[T, None]) -> T:
+    async with aclosing(items):
+        return await anext(items)
 
 
 def _reply(model: str, *, include_usage: bool) -> Reply:
@@ -275,11 +328,11 @@ def _shape(shape: Shape) -> str:
     return "; ".join(f"{name}={value}" for name, value in asdict(shape).items())
 
 
-async def _frames(chats: Chats, plan: Plan, reply: Reply) -> AsyncGenerator[bytes, None]:
+async def _frames(chats: Chats, planned: Planning, reply: Reply) -> AsyncGenerator[bytes, None]:
     """The answer as server-sent events. A failure is the last frame; DONE then never comes."""
     yield sse.data(reply.opening())
     try:
-        async with aclosing(chats.run(plan)) as events:
+        async with aclosing(chats.run(await planned())) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     yield sse.data(reply.delta(event.text))
@@ -295,17 +348,22 @@ async def _frames(chats: Chats, plan: Plan, reply: Reply) -> AsyncGenerator[byte
         yield sse.error(as_api_error(exc).body())
 
 
-async def _complete(chats: Chats, plan: Plan, reply: Reply) -> dict[str, Any]:
+async def _complete(chats: Chats, plan: Plan, reply: Reply) -> AsyncGenerator[dict[str, Any], None]:
+    """The answer as one object, the only item."""
     message = Message()
     finished: Finished | None = None
-    async with aclosing(chats.run(plan)) as events:
-        async for event in events:
-            message.add(event)
-            if isinstance(event, Finished):
-                finished = event
+    try:
+        async with aclosing(chats.run(plan)) as events:
+            async for event in events:
+                message.add(event)
+                if isinstance(event, Finished):
+                    finished = event
+    except EngineError as exc:
+        chats.count_failure(exc)
+        raise
     assert finished is not None
     reason = finished.finish_reason
-    return reply.completion_of(message.json(), _usage(finished), finish_reason=reason)
+    yield reply.completion_of(message.json(), _usage(finished), finish_reason=reason)
 
 
 def _usage(finished: Finished) -> Usage:

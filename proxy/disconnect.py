@@ -7,6 +7,7 @@ and eats messages: so one task waits on `receive`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
@@ -60,7 +61,8 @@ async def run_until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
 class EventStream(Response):
     """Streams `frames` as server-sent events until they end or the client leaves.
 
-    Headers go out at once, a ping after every `ping_s` seconds of silence. A slow reader slows the
+    Headers go out at once, a ping after every `ping_s` seconds of silence; before the second frame,
+    `nudge` after every `nudge_s` already, if that is less. A slow reader slows the
     frames down: no frame is taken before the one before it was accepted. When the client leaves,
     `frames` is cancelled where it waits, or closed where it stands at a `yield`; either way its
     `finally` blocks have run when the response ends. A client that leaves before the headers are
@@ -75,11 +77,15 @@ class EventStream(Response):
         frames: AsyncGenerator[bytes, None],
         *,
         ping_s: float = 10.0,
+        nudge: bytes = PING,
+        nudge_s: float = math.inf,
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.frames = frames
         self.ping_s = ping_s
+        self.nudge = nudge
+        self.nudge_s = nudge_s
         self.status_code = status_code
         self.background = None
         self.init_headers({**(headers or {}), **STREAM_HEADERS})
@@ -91,9 +97,10 @@ class EventStream(Response):
                 async with _task_group() as group:
                     group.start_soon(_cancel_when_gone, receive, group)
                     await line.open(self.status_code, self.raw_headers)
-                    group.start_soon(_ping, line, self.ping_s)
+                    group.start_soon(self._ping, line)
                     async for frame in self.frames:
                         await line.write(frame)
+                        line.frames += 1
                     # Nobody may ping behind the end.
                     await line.close()
                     group.cancel_scope.cancel()
@@ -102,14 +109,23 @@ class EventStream(Response):
             with anyio.CancelScope(shield=True):
                 await self.frames.aclose()
 
+    async def _ping(self, line: _Line) -> None:
+        while True:
+            early = line.frames < 2 and self.nudge_s < self.ping_s
+            idle_s = self.nudge_s if early else self.ping_s
+            await anyio.sleep_until(line.idle_since + idle_s)
+            await line.write_if_idle(self.nudge if early else PING, idle_s=idle_s)
+
 
 class _Line:
-    """The way to the client. One writer at a time; `idle_since` is the time of the last write."""
+    """The way to the client. One writer at a time; `idle_since` is the time of the last write,
+    `frames` counts what was written but for pings."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._lock = anyio.Lock()
         self.idle_since = anyio.current_time()
+        self.frames = 0
 
     async def open(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         start = {"type": "http.response.start", "status": status, "headers": headers}
@@ -135,12 +151,6 @@ class _Line:
         except OSError as exc:  # ASGI 2.4: how some servers say that the client is gone
             raise ClientGone from exc
         self.idle_since = anyio.current_time()
-
-
-async def _ping(line: _Line, ping_s: float) -> None:
-    while True:
-        await anyio.sleep_until(line.idle_since + ping_s)
-        await line.write_if_idle(PING, idle_s=ping_s)
 
 
 async def _cancel_when_gone(receive: Receive, group: TaskGroup) -> None:

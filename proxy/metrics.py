@@ -54,6 +54,9 @@ class Metrics:
         self._side_requests = self._counter(
             "side_requests", "Titles and other requests that belong to no chat.", "kind"
         )
+        self._joined = self._counter(
+            "requests_joined", "Requests that found the same one under way and shared its answer."
+        )
         self._errors = self._counter("errors", "Failures, by the name of their class.", "kind")
         self._degraded = self._counter(
             "memory_degraded", "Requests answered while memory could not be read or written."
@@ -74,6 +77,9 @@ class Metrics:
         self._evaluated.labels(work).inc(max(0, prompt - cached))
         self._cached.labels(work).inc(cached)
         self._generated.labels(work).inc(generated)
+
+    def joined(self) -> None:
+        self._joined.inc()
 
     def side_request(self, kind: str) -> None:
         self._side_requests.labels(kind).inc()

@@ -90,7 +90,7 @@ class Sides:
     async def answer(self, side: Side, transcript: Transcript | None, owner: str) -> Answer | None:
         """None where only the model can answer, from the request's own messages.
 
-        Raises EngineError and StoreError for checkpoints only: a title always comes.
+        Raises EngineError for summaries only: a title always comes.
         """
         match side.kind:
             case Kind.TITLE:
@@ -193,7 +193,13 @@ class Sides:
         """From what is stored of the chat: its summaries, and sentences of the turns behind them.
         None for a chat that is not known."""
         chat = without_instruction(transcript)
-        history = await recognise(self._store, self._counter, owner, chat, system="", split=False)
+        try:
+            history = await recognise(
+                self._store, self._counter, owner, chat, system="", split=False
+            )
+        except StoreError as exc:
+            log.warning("a checkpoint without memory: %s", exc)
+            return None
         if not history.n_stored and not history.written:
             return None
         blocks = "\n\n".join(block.text for block in history.written)

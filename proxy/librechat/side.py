@@ -43,6 +43,9 @@ CHECKPOINTS = (
 CLIENT = "langchainjs"
 """How the client of today's LibreChat names itself. Its chats are streams, all of them."""
 
+CLIENTS = (CLIENT, "openai/js")
+"""The same for all versions: they try again what they have lost."""
+
 ID_HEADERS = ("x-conversation-id", "x-message-id", "x-parent-id")
 """Sent by nobody but a LibreChat that was told to."""
 
@@ -176,6 +179,11 @@ _WORDS = tuple(
 
 def _may_be(body: bytes) -> bool:
     return any(words in body for words in _WORDS)
+
+
+def repeats_itself(headers: Mapping[str, str]) -> bool:
+    """Whether a second request of this client, equal to one that runs, is that one again."""
+    return headers.get("user-agent", "").lower().startswith(CLIENTS)
 
 
 def _from_librechat(headers: Mapping[str, str]) -> bool:

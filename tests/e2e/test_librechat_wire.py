@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from openai.types.chat import ChatCompletion
 
-from .serving import Event, Proxy
+from .serving import Event, Proxy, serving
 
 BASES = ("", "/", "/v1", "/v1/", "/v1/chat/completions", "/anything/v1")
 """What may stand in OPENAI_REVERSE_PROXY behind the port."""
@@ -280,3 +285,103 @@ def test_a_summary_of_0_6_comes_at_once_and_keeps_what_was_said(shared: Proxy) -
     assert content.startswith("Ada keeps bees.")
     assert "hive number 7 is blue" in content
     assert not of_class(shared.events()[since:], "side")
+
+
+# -- repetitions, silence ------------------------------------------------------------------------
+
+AGENTS = ("langchainjs-openai/1.0.0 ((node/v20.20.2; linux; x64))", "OpenAI/JS 4.20.1")
+ENDLESS: dict[str, Any] = {"stream": True, "max_tokens": 400, "logit_bias": {"2": -100}}
+
+
+@contextmanager
+def sent(proxy: Proxy, body: dict[str, Any], *, agent: str, key: str = "x") -> Iterator[Any]:
+    """A client that has sent its whole request; gives what it reads, line by line."""
+    data = json.dumps(body).encode()
+    host, _, port = proxy.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as client:
+        client.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\nuser-agent: %s\r\n"
+            b"authorization: Bearer %s\r\ncontent-length: %d\r\n\r\n"
+            % (agent.encode(), key.encode(), len(data))
+            + data
+        )
+        with client.makefile("rb") as lines:
+            yield lines
+
+
+def deltas(lines: Any, n: int) -> list[str]:
+    """The next `n` pieces of text, empty ones too; the opening, which names the role, is none."""
+    found: list[str] = []
+    while len(found) < n:
+        line = next(lines)
+        if line.startswith(b"data: {"):
+            delta = json.loads(line[6:])["choices"][0]["delta"]
+            if "content" in delta and "role" not in delta:
+                found.append(delta["content"])
+    return found
+
+
+def queued(proxy: Proxy, since: int) -> int:
+    events = of_class(proxy.events()[since:], "chat")
+    return len([e for e in events if e["event"] == "request_queued"])
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_repeated_request_joins_the_one_that_runs(shared: Proxy, agent: str) -> None:
+    shared.wait_idle()
+    since = len(shared.events())
+    body = {"messages": says(f"Count to a thousand. {uuid4().hex[:6]}"), **ENDLESS}
+    with sent(shared, body, agent=agent) as again:
+        with sent(shared, body, agent=agent) as first:
+            beginning = deltas(first, 3)
+            assert deltas(again, 3) == beginning
+        assert len(deltas(again, 3)) == 3
+    shared.wait_for_event("stopped", lambda e: e["event"] == "request_cancelled", since=since)
+    assert queued(shared, since) == 1
+
+
+def test_nobody_joins_anothers_answer_and_no_other_client_is_joined(shared: Proxy) -> None:
+    shared.wait_idle()
+    since = len(shared.events())
+    body = {"messages": says(f"Count to a thousand. {uuid4().hex[:6]}"), **ENDLESS}
+    with sent(shared, body, agent=AGENTS[0], key="a") as one:
+        deltas(one, 1)
+        with sent(shared, body, agent=AGENTS[0], key="b") as other:
+            deltas(other, 1)
+    shared.wait_idle()
+    with sent(shared, body, agent="curl") as one, sent(shared, body, agent="curl") as other:
+        deltas(one, 1)
+        deltas(other, 1)
+    assert queued(shared, since) == 4
+
+
+def test_an_answer_that_ended_is_not_given_to_who_asks_again(shared: Proxy) -> None:
+    since, options = len(shared.events()), {"headers": {"user-agent": AGENTS[0]}}
+    body = {"messages": says(f"Hello. {uuid4().hex[:6]}"), "max_tokens": 2, "stream": True}
+    for _ in range(2):
+        assert shared.post("/v1/chat/completions", body, **options).text.endswith("[DONE]\n\n")
+    assert queued(shared, since) == 2
+
+
+def test_empty_pieces_come_while_the_prompt_is_evaluated(shared: Proxy) -> None:
+    """LibreChat 0.6 notices that Stop was pressed when a piece comes."""
+    shared.wait_idle()
+    since = len(shared.events())
+    words = " ".join(str(n) for n in range(700))
+    body = {"messages": says(f"{uuid4().hex} {words}"), "stream": True}
+    with sent(shared, body, agent=AGENTS[1]) as lines:
+        assert deltas(lines, 1) == [""]
+        seen = [e["event"] for e in of_class(shared.events()[since:], "chat")]
+        assert "batch" in seen
+        assert "first_token" not in seen
+    shared.wait_for_event("stopped", lambda e: e["event"] == "request_cancelled", since=since)
+
+
+def test_a_stream_has_its_headers_while_the_model_loads(tmp_path: Path) -> None:
+    with serving(tmp_path, "--n-ctx", "512") as proxy:
+        os.kill(proxy.status()["engine"]["pid"], signal.SIGKILL)
+        proxy.wait("gone", lambda status: not status["engine"]["ready"])
+        body = {"messages": says("Hello."), "max_tokens": 2, "stream": True}
+        with sent(proxy, body, agent=AGENTS[0]) as lines:
+            assert next(lines) == b"HTTP/1.1 200 OK\r\n"
+            assert deltas(lines, 1)
