@@ -31,6 +31,7 @@ from proxy.config import Config, model_file
 from proxy.counted import Counted
 from proxy.disconnect import STREAM_HEADERS, EventStream, run_until_disconnect
 from proxy.doctor import DATABASE
+from proxy.engine_metrics import EngineCollector
 from proxy.engines.base import Delta, Engine, EngineError, EngineUnavailable, Finished
 from proxy.errors import ApiError, LastResort, as_api_error, exception_handlers, too_large
 from proxy.headers import authorize, bearer_token, hints, owner_of
@@ -150,6 +151,7 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
     )
     upkeep.start()
     stack.push_async_callback(upkeep.stop)
+    state.metrics.registry.register(EngineCollector(state.engine.status))
     gauge = state.metrics.gauge
     gauge(
         "background_pending",
@@ -157,11 +159,6 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
         lambda: state.keeper.pending,
     )
     gauge("background_running", "Conversations the keeper works on.", lambda: state.keeper.running)
-    gauge(
-        "engine_preemptions",
-        "Times that a request gave way to one of a better class.",
-        lambda: state.engine.status().get("preemptions", 0),
-    )
     gauge("engine_ready", "1 when the model is loaded.", lambda: float(state.engine.ready()))
 
 

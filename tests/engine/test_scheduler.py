@@ -574,6 +574,32 @@ def test_no_batch_is_larger_than_llama_cpps_own(model_path: str) -> None:
     assert max(sizes) <= llama.n_batch
 
 
+# -- what is counted -----------------------------------------------------------------------------
+
+
+def test_the_totals_are_what_the_requests_were_given_whatever_became_of_them(rig: Rig) -> None:
+    prompt = prompt_of(rig.llama, 40, seed=190)
+    rig.run(prompt, 5)
+    rig.run(prompt, 3)
+    rig.door.faults = [None, rig.door.aborts_after(32)]
+    background = rig.submit(prompt_of(rig.llama, 150, seed=191), 2, priority=BACKGROUND)
+    rig.step()
+    rig.step()
+    last = rig.submit(prompt_of(rig.llama, 10, seed=192), 1)
+    rig.until(lambda: rig.of(last, Ended))
+    rig.scheduler.cancel(background)
+    totals = rig.scheduler.stats().totals
+    chat, side, cancelled = totals.classes
+    assert (chat.evaluated, chat.cached, chat.generated) == (40 + 1 + 10, 39, 5 + 3 + 1)
+    assert sum(chat.queue_s.counts) == 3
+    assert side.evaluated == sum(side.queue_s.counts) == 0
+    assert (cancelled.evaluated, cancelled.cached, cancelled.generated) == (64 + 32, 0, 0)
+    assert (totals.interrupted_batches, totals.preemptions, totals.held_back) == (1, 1, 0)
+    sizes = [sum(len(t) for *_, t, _ in batch) for batch in rig.door.batches]
+    assert sum(totals.batch_tokens.counts) == len(sizes)
+    assert totals.batch_tokens.total == sum(sizes)
+
+
 # -- readers that do not keep up -----------------------------------------------------------------
 
 
@@ -701,7 +727,7 @@ def test_a_request_put_back_for_want_of_cells_gives_the_same_answer_later(
     rig.finish()
     assert ("request_requeued", young) in rig.events
     assert ("request_requeued", old) not in rig.events
-    assert rig.scheduler.preemptions >= 1
+    assert rig.scheduler.stats().totals.preemptions >= 1
     for id_ in (old, young):
         oracle.agrees(rig.prompts[id_], rig.answer(id_), 20)
         assert len(rig.of(id_, Began)) == 1
@@ -1088,6 +1114,7 @@ def test_after_a_restart_the_next_turn_evaluates_its_new_tokens_only(
     # The last token of an answer that ended by its length was never evaluated.
     assert after.prompt_tokens_evaluated[id_] == 7 + 1
     assert after.scheduler.restored_tokens == len(chat) - 1
+    assert after.scheduler.stats().totals.classes[CHAT].restored == len(chat) - 1
     # The cold run evaluates the answer's tokens in one batch, not one by one: a near tie may fall
     # the other way, and anything more fails in there.
     oracle.agrees(turn, after.answer(id_), 6)

@@ -43,6 +43,7 @@ from proxy.engines.embedded import protocol
 from proxy.engines.embedded.grammar import GrammarError
 from proxy.engines.embedded.protocol import Cancel, Count, Load, Part, Submit
 from proxy.engines.embedded.schema import grammar_of
+from proxy.engines.embedded.totals import Totals, to_json
 from proxy.engines.embedded.watch import Watch
 
 log = logging.getLogger("chatfold.engine")
@@ -141,6 +142,8 @@ class EmbeddedEngine:
         self._rss_bytes = 0
         self.info: ModelInfo | None = None
         self._stats: protocol.Stats | None = None
+        self._before = Totals()
+        """What the processes before this one have done."""
         self._trouble = ""
         self._restarts = 0
         self._stopping = False
@@ -256,7 +259,7 @@ class EmbeddedEngine:
         self._send(protocol.Forget(owner=owner))
 
     def status(self) -> dict[str, Any]:
-        stats, info = self._stats, self.info
+        stats, info, totals = self._stats, self.info, self._totals()
         classes = [p.name.lower() for p in base.Priority]
         return {
             "kind": "embedded",
@@ -272,12 +275,16 @@ class EmbeddedEngine:
             "sequences_used": stats.sequences_used if stats else 0,
             "cells_used": stats.cells_used if stats else 0,
             "cells": stats.cells if stats else 0,
-            "preemptions": stats.preemptions if stats else 0,
+            "preemptions": totals.preemptions,
             "memory_bytes": self._rss_bytes,
             "snapshots": stats.snapshots if stats else 0,
             "snapshot_bytes": stats.snapshot_bytes if stats else 0,
-            "restored_tokens": stats.restored_tokens if stats else 0,
+            "restored_tokens": sum(own.restored for own in totals.classes),
+            "totals": to_json(totals, classes),
         }
+
+    def _totals(self) -> Totals:
+        return self._before + self._stats.totals if self._stats else self._before
 
     # -- one request -----------------------------------------------------------------------------
 
@@ -486,6 +493,7 @@ class EmbeddedEngine:
 
     def _after_death(self, process: asyncio.subprocess.Process, *, loaded: bool) -> None:
         code = process.returncode
+        self._before = self._totals()
         self._stats, self._watch, self._rss_bytes = None, None, 0
         if not self._trouble and not self._stopping:
             log.error("the model process ended (%s); last words: %s", code, list(self._stderr)[-3:])

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from proxy.engines.embedded.totals import Totals
+
 LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 256 << 20
 
@@ -253,10 +255,9 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     sequences_used: int
     cells_used: int
     cells: int
-    preemptions: int
+    totals: Totals
     snapshots: int = 0
     snapshot_bytes: int = 0
-    restored_tokens: int = 0
 
 
 Reply = (

@@ -39,17 +39,11 @@ from proxy.engines.embedded.sampling import CannotGoOn, Sampler, logprob
 from proxy.engines.embedded.sequences import Sequence as KVSequence
 from proxy.engines.embedded.sequences import SequenceCache
 from proxy.engines.embedded.snapshots import Snapshots
+from proxy.engines.embedded.tally import Tally, Trace
 from proxy.engines.embedded.text import ends_of
 
 SNAPSHOT_TOKENS_LEAST = 128
 """Shorter sequences are evaluated again sooner than they are read."""
-
-
-class Trace(Protocol):
-    """Told of everything that happens to a request, and of each batch with the requests in it."""
-
-    def request(self, event: str, request: Request) -> None: ...
-    def batch(self, requests: Sequence[Request], *, n_tokens: int) -> None: ...
 
 
 class Gate(Protocol):
@@ -79,12 +73,11 @@ class Scheduler:
         self._snapshots = snapshots
         self._n_sequences = n_sequences
         self._emit = emit
-        self._trace = trace
+        self._trace = self._tally = Tally(trace, restored=lambda: self.restored_tokens)
         self._gate = gate
         self._clock = clock
         self.waiting: list[Request] = []
         self.running: list[Request] = []
-        self.preemptions = 0
         self.restored_tokens = 0
         self._reported: object = None
 
@@ -136,10 +129,9 @@ class Scheduler:
             sequences_used=cache.sequences_used,
             cells_used=cache.cells_used,
             cells=cache.n_cells,
-            preemptions=self.preemptions,
+            totals=self._tally.totals,
             snapshots=len(self._snapshots) if self._snapshots is not None else 0,
             snapshot_bytes=self._snapshots.n_bytes if self._snapshots is not None else 0,
-            restored_tokens=self.restored_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -496,7 +488,6 @@ class Scheduler:
         request.sequence = None
         self.running.remove(request)
         self.waiting.append(request)
-        self.preemptions += 1
         self._trace.request("request_requeued", request)
 
     def _resync(self, batch: Sequence[tuple[Request, list[int]]]) -> None:
@@ -536,7 +527,6 @@ class Scheduler:
 
     def _mark_paused(self, request: Request, *, paused: bool) -> None:
         if paused and not request.paused:
-            self.preemptions += 1
             self._trace.request("request_paused", request)
         elif request.paused and not paused:
             self._trace.request("request_resumed", request)
