@@ -91,6 +91,7 @@ class Found:
             at_least("restarts seen", self.restarts, self.kills),
             at_most("times that the proxy did not answer", self.proxy_down, 0),
             at_least("running requests that ended in one error", self.told, 1),
+            at_least("of them with some text before it", self.told_after_text, 1),
             at_most("requests that ended in anything else", len(self.wrong), 0),
             at_most("next requests that failed", len(self.next_failed), 0),
             at_least("snapshots on disk", self.snapshots, 1),
@@ -233,7 +234,9 @@ class Run:
             self.found.kills_under_background += 1
             self._kill()
         else:
-            answers = [self._pool.submit(self._turn, chat) for chat in self._chats]
+            for chat in self._chats:
+                chat.begun.clear()
+            answers = [self._pool.submit(chat.turn) for chat in self._chats]
             wait_until(lambda: any(c.begun.is_set() for c in self._chats), 60, "a first word")
             time.sleep(self._chance.uniform(0, WITHIN_S))
             self._kill()
@@ -245,15 +248,10 @@ class Run:
 
     def _turns(self) -> None:
         """One turn of each chat, undisturbed: they grow by that, and the keeper gets work."""
-        for answer in [self._pool.submit(self._turn, chat) for chat in self._chats]:
+        for answer in [self._pool.submit(chat.turn) for chat in self._chats]:
             ending = answer.result()
             if not ending.answered:
                 self.found.next_failed.append(str(ending))
-
-    @staticmethod
-    def _turn(chat: Chat) -> Ending:
-        chat.begun.clear()
-        return chat.turn()
 
     def _background(self) -> bool:
         """Whether the keeper came to work within a while."""
