@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import engine_latency as latency
+from bench import engine_overhead as overhead
 from bench import engine_reuse as reuse
 from bench import engine_seeds as seeds
 from bench import engine_speed as speed
@@ -80,6 +81,11 @@ async def _speed() -> Found:
     return speed.report(found), [r.to_json() for r in found], [r.check() for r in found]
 
 
+async def _overhead() -> Found:
+    found = await overhead.overheads()
+    return overhead.report(found), [o.to_json() for o in found], []
+
+
 async def _reuse() -> Found:
     chats, snapshots = await reuse.shared(), await reuse.restored()
     values = {"chats": chats.to_json(), "snapshots": snapshots.to_json()}
@@ -100,6 +106,7 @@ async def _seeds() -> Found:
 
 SECTIONS: dict[str, Callable[[], Coroutine[Any, Any, Found]]] = {
     "speed": _speed,
+    "overhead": _overhead,
     "reuse": _reuse,
     "latency": _latency,
     "seeds": _seeds,
