@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections import deque
@@ -12,8 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, fields
 from itertools import count
 from typing import Any
-
-import msgspec
 
 from memory.context import Context, ContextMessage
 from memory.ports import Budget
@@ -42,6 +41,7 @@ from proxy.engines.base import (
 from proxy.engines.embedded import protocol
 from proxy.engines.embedded.grammar import GrammarError
 from proxy.engines.embedded.protocol import Cancel, Count, Load, Part, Submit
+from proxy.engines.embedded.replies import Replies
 from proxy.engines.embedded.schema import grammar_of
 from proxy.engines.embedded.totals import Totals, to_json
 from proxy.engines.embedded.watch import Watch
@@ -368,19 +368,15 @@ class EmbeddedEngine:
 
     async def _run_process(self) -> None:
         """Starts a process, serves it until it ends, leaves nothing of it behind."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *CHILD),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        replies = Replies(self._dispatch)
+        process = await _start(replies)
         self._process, self._worked, self._killed_for = process, False, ""
         self._loaded = asyncio.Event()
         listener = asyncio.create_task(self._drain_stderr(process), name="embedded-stderr")
         watcher = asyncio.create_task(self._watch_over(process), name="embedded-watch")
         try:
             self._send(self._settings.load)
-            await self._read_replies(process)
+            await replies.ended
         finally:
             watcher.cancel()
             loaded, self._ready = self._ready, False
@@ -388,6 +384,7 @@ class EmbeddedEngine:
                 self._settled.clear()
             try:
                 await _end(process)
+                replies.close()
                 await asyncio.wait([listener], timeout=LAST_WORDS_S)
             finally:
                 listener.cancel()
@@ -414,17 +411,6 @@ class EmbeddedEngine:
         self._killed_for = f"The model process was stuck ({why}); it is started again."
         with suppress(ProcessLookupError):
             process.kill()
-
-    async def _read_replies(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        frames = protocol.Frames()
-        try:
-            while data := await process.stdout.read(READ_BYTES):
-                for body in frames.feed(data):
-                    self._dispatch(protocol.reply(body))
-        except (ValueError, msgspec.MsgspecError) as exc:
-            # The two no longer understand each other: as good as dead.
-            log.error("the model process wrote what is no frame: %s", exc)
 
     def _dispatch(self, reply: protocol.Reply) -> None:
         match reply:
@@ -535,6 +521,22 @@ class EmbeddedEngine:
             for text in data.decode("utf-8", "replace").splitlines():
                 self._stderr.append(text)
                 log.debug("llama.cpp: %s", text)
+
+
+async def _start(replies: Replies) -> asyncio.subprocess.Process:
+    """A model process that speaks to `replies`. Raises OSError."""
+    ear, mouth = os.pipe()
+    try:
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: replies, os.fdopen(ear, "rb", buffering=0))
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, *CHILD),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=mouth,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    finally:
+        os.close(mouth)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
