@@ -120,14 +120,24 @@ def serve(file: Path | None, **flags: str | bool | None) -> None:
 @click.option("--data", help="Directory of the database.")
 @click.option("--model", help="Path of a GGUF file.")
 @click.option("--policy", help="A policy's name or file.")
-def doctor(file: Path | None, **flags: str | None) -> None:
-    """Look for what is wrong: model, policy, integrity of the database.
+@click.option("--upstream", help="URL of the server in place of the embedded model.")
+@click.option(
+    "--librechat",
+    multiple=True,
+    help="LibreChat's directory, its .env or librechat.yaml, or lines of one of them. Repeatable.",
+)
+def doctor(file: Path | None, librechat: tuple[str, ...], **flags: str | None) -> None:
+    """Look for what is wrong: model, policy, database, upstream, the running proxy, LibreChat.
 
     Changes nothing. Ends with status 1 when something is wrong.
     """
     from proxy.doctor import examine
+    from proxy.doctor_librechat import examine_around, examine_librechat
 
-    findings = list(examine(load(flags, environ=os.environ, file=file)))
+    config = load(flags, environ=os.environ, file=file)
+    findings = [*examine(config), *examine_around(config)]
+    for given in librechat:
+        findings += examine_librechat(config, given)
     for finding in findings:
         mark = "WRONG" if finding.trouble else "ok"
         text = " - ".join(filter(None, (finding.detail, finding.trouble)))
