@@ -21,6 +21,7 @@ from memory.store_errors import StoreError
 from proxy.disconnect import ClientGone
 from proxy.engines.base import (
     ContextOverflow,
+    EngineBroken,
     EngineError,
     EngineUnavailable,
     QueueFull,
@@ -118,6 +119,9 @@ def from_engine(exc: EngineError) -> ApiError:
             return _later(429, message, type=RATE_LIMIT, code="queue_full")
         case ReaderStalled():
             return ApiError(408, message, code="reader_stalled")
+        case EngineBroken():
+            # No 503: clients would try again for minutes, and the user would see a spinner.
+            return bad_request(message, code="engine_broken")
         case EngineUnavailable():
             return _later(503, message, type=SERVER_ERROR, code="engine_unavailable")
         case _:

@@ -14,7 +14,8 @@ from memory.ports import Budget, ModelGone
 
 # EngineError
 # ├── EngineUnavailable     not there now: starting, crashed, unreachable; heals by itself
-# │   └── EngineCrashed     it went away under this very request
+# │   ├── EngineCrashed     it went away under this very request
+# │   └── EngineBroken      it cannot start as it is set up: somebody must see to it
 # ├── QueueFull             too many requests wait; try again later
 # ├── ReaderStalled         nobody took the answer for too long
 # ├── ContextOverflow       the prompt does not fit the window (carries the exact count)
@@ -31,6 +32,10 @@ class EngineUnavailable(EngineError, ModelGone):
 
 class EngineCrashed(EngineUnavailable):
     """The engine went away while it served this request."""
+
+
+class EngineBroken(EngineUnavailable):
+    """The engine cannot start as it is set up. It is tried again all the same, ever more slowly."""
 
 
 class QueueFull(EngineError, ModelGone):

@@ -25,6 +25,7 @@ from memory.context import Context, ContextMessage, Shape
 from proxy.engines.base import (
     ContextOverflow,
     Delta,
+    EngineBroken,
     EngineCrashed,
     EngineUnavailable,
     Finished,
@@ -293,6 +294,22 @@ def test_more_requests_than_the_queue_holds_are_refused(load: Load) -> None:
     asyncio.run(main())
 
 
+def test_who_waits_in_line_for_too_long_is_told_so_and_leaves_it(load: Load) -> None:
+    async def main() -> None:
+        one_place = replace_load(load, sequences=1)
+        async with running(one_place, queue_s=0.05) as engine:
+            async with engine.generate(ask(long_text(600))) as first:
+                await until(lambda: busy(engine))
+                patient = ask("Hello", priority=Priority.BACKGROUND)
+                task = asyncio.create_task(answer(engine, patient))
+                with pytest.raises(QueueFull, match=r"waited for 0\.05 seconds"):
+                    await answer(engine, ask("Hello", priority=Priority.SIDE))
+                assert [type(e) async for e in first][-1] is Finished
+            assert (await task)[1].completion_tokens
+
+    asyncio.run(main())
+
+
 # -- readers that do not keep up -----------------------------------------------------------------
 
 ENDLESS = Sampling(temperature=0.0, logit_bias=((2, -100.0),))
@@ -502,7 +519,7 @@ def test_a_file_that_is_no_model_is_told_in_a_sentence(load: Load, tmp_path: Pat
     async def main() -> None:
         async with running(replace_load(load, path=str(bad))) as engine:
             for attempt in (engine.model(), engine.count(["a"]), answer(engine, ask("Hello"))):
-                with pytest.raises(EngineUnavailable, match=r"cannot load .*bad\.gguf"):
+                with pytest.raises(EngineBroken, match=r"cannot load .*bad\.gguf"):
                     await attempt
             assert not engine.ready()
             assert "bad.gguf" in engine.status()["trouble"]

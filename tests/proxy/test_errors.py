@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from proxy.engines.base import (
     ContextOverflow,
+    EngineBroken,
     EngineCrashed,
     EngineError,
     EngineUnavailable,
@@ -65,6 +66,7 @@ def ask(app: Starlette, path: str = "/x", method: str = "POST") -> tuple[int, di
         (ReaderStalled("Not read."), 408, "reader_stalled"),
         (EngineUnavailable("Loading."), 503, "engine_unavailable"),
         (EngineCrashed("Crashed."), 503, "engine_unavailable"),
+        (EngineBroken("No model."), 400, "engine_broken"),
         (EngineError("Odd."), 500, "engine_error"),
         (bad_request("Wrong.", param="n"), 400, None),
         (too_large(5), 413, "request_too_large"),

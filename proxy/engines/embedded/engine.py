@@ -23,6 +23,7 @@ from proxy.engines.base import (
     ContextOverflow,
     Delta,
     Embeddings,
+    EngineBroken,
     EngineCrashed,
     EngineError,
     EngineUnavailable,
@@ -76,6 +77,7 @@ class EmbeddedSettings:
     load: Load
     start_s: float = 120.0
     queue_limit: int = 64
+    queue_s: float = 300.0
     embeddings_s: float = 300.0
     """Longest time for the embeddings of one request: they wait for every chat."""
     reader_s: float = 120.0
@@ -101,15 +103,21 @@ class _Call:
     ended: bool = False
     """The process has said its last word about it."""
     reader_timer: asyncio.TimerHandle | None = None
+    queue_timer: asyncio.TimerHandle | None = None
 
     @property
     def waits(self) -> bool:
         return not (self.taken or self.ended)
 
-    def stop_timer(self) -> None:
+    def stop_reader_timer(self) -> None:
         if self.reader_timer:
             self.reader_timer.cancel()
             self.reader_timer = None
+
+    def close(self) -> None:
+        self.stop_reader_timer()
+        if self.queue_timer:
+            self.queue_timer.cancel()
 
 
 class EmbeddedEngine:
@@ -145,6 +153,7 @@ class EmbeddedEngine:
         self._before = Totals()
         """What the processes before this one have done."""
         self._trouble = ""
+        self._broken = False
         self._restarts = 0
         self._stopping = False
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
@@ -162,6 +171,7 @@ class EmbeddedEngine:
         own = [f.name for f in fields(EmbeddedSettings)]
         rest = _named(config.engine, own) | {
             "queue_limit": config.queue_limit,
+            "queue_s": config.timeouts.queue_s,
             "reader_s": config.timeouts.reader_s,
         }
         return cls(EmbeddedSettings(load, **rest))
@@ -245,7 +255,7 @@ class EmbeddedEngine:
             self._hand_over(call)
             yield self._events(call)
         finally:
-            call.stop_timer()
+            call.close()
             if self._calls.pop(call.submit.id, None):
                 self._send(Cancel(id=call.submit.id))
 
@@ -317,7 +327,7 @@ class EmbeddedEngine:
 
     def _on_read(self, call: _Call) -> None:
         """The process is told now and then, and no more once the request has ended there."""
-        call.stop_timer()
+        call.stop_reader_timer()
         call.read += 1
         if call.read - call.told >= UNREAD_MOST // 4 and not call.ended:
             call.told = call.read
@@ -336,11 +346,23 @@ class EmbeddedEngine:
                 while not self._ready:
                     await self._settled.wait()
                     if self._trouble:
-                        raise EngineUnavailable(self._trouble)
+                        raise self._unavailable()
         except TimeoutError as exc:
             raise EngineUnavailable("The model is still loading; try again shortly.") from exc
 
+    def _on_queue_timeout(self, call: _Call) -> None:
+        if self._calls.get(call.submit.id) is call and call.waits:
+            self._send(Cancel(id=call.submit.id))
+            waited_s = self._settings.queue_s
+            self._fail(
+                call, QueueFull(f"The request waited for {waited_s:g} seconds in the queue.")
+            )
+
     def _hand_over(self, call: _Call) -> None:
+        # Background work waits for as long as there is something better to do.
+        if not call.sent and call.submit.priority != base.Priority.BACKGROUND:
+            loop = asyncio.get_running_loop()
+            call.queue_timer = loop.call_later(self._settings.queue_s, self._on_queue_timeout, call)
         call.sent += 1
         self._send(call.submit)
 
@@ -359,7 +381,8 @@ class EmbeddedEngine:
                 await self._run_process()
             except OSError as exc:
                 log.error("the model process cannot be started: %s", exc)
-                self._give_up(f"The model process cannot be started: {exc.strerror}.")
+                trouble = f"The model process cannot be started: {exc.strerror}."
+                self._give_up(trouble, broken=True)
             if self._worked or clock() - started > HEALTHY_S:
                 backoff_s = BACKOFF_FIRST_S
             self._restarts += 1
@@ -419,7 +442,7 @@ class EmbeddedEngine:
             case protocol.Fatal(message=message):
                 if message != self._trouble:  # told once, however often it is tried again
                     log.error("the model cannot be loaded: %s", message)
-                self._give_up(message)
+                self._give_up(message, broken=True)
             case protocol.Stats():
                 self._stats = reply
             case protocol.Pong(steps=steps, idle=idle, rss_bytes=rss_bytes):
@@ -495,16 +518,21 @@ class EmbeddedEngine:
             if not future.done():
                 future.set_exception(EngineCrashed("The model process ended."))
 
-    def _give_up(self, trouble: str) -> None:
-        """There is no model for now: ends all requests and whoever waits for it to load."""
-        self._trouble, self._ready = trouble, False
+    def _give_up(self, trouble: str, *, broken: bool = False) -> None:
+        """There is no model for now: ends all requests and whoever waits for it to load. `broken`
+        says that it will not come by itself.
+        """
+        self._trouble, self._broken, self._ready = trouble, broken, False
         self._settled.set()
-        error = EngineUnavailable(trouble)
+        error = self._unavailable()
         for call in list(self._calls.values()):
             self._fail(call, error)
         for future in self._futures():
             if not future.done():
                 future.set_exception(error)
+
+    def _unavailable(self) -> EngineUnavailable:
+        return (EngineBroken if self._broken else EngineUnavailable)(self._trouble)
 
     def _futures(self) -> list[asyncio.Future[Any]]:
         return [*self._counts.values(), *self._embeddings.values()]
