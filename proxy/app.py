@@ -32,7 +32,7 @@ from proxy.counted import Counted
 from proxy.disconnect import STREAM_HEADERS, EventStream, run_until_disconnect
 from proxy.doctor import DATABASE
 from proxy.engine_metrics import EngineCollector
-from proxy.engines.base import Delta, Engine, EngineError, EngineUnavailable, Finished
+from proxy.engines.base import Delta, Engine, EngineError, EngineUnavailable, Finished, TokenLogprob
 from proxy.errors import ApiError, LastResort, as_api_error, exception_handlers, too_large
 from proxy.headers import authorize, bearer_token, hints, owner_of
 from proxy.librechat.side import Kind, Side, repeats_itself, side_of
@@ -326,17 +326,21 @@ def _shape(shape: Shape) -> str:
 
 
 async def _frames(chats: Chats, planned: Planning, reply: Reply) -> AsyncGenerator[bytes, None]:
-    """The answer as server-sent events. A failure is the last frame; DONE then never comes."""
+    """The answers as server-sent events. A failure is the last frame; DONE then never comes."""
     yield sse.data(reply.opening())
     try:
-        async with aclosing(chats.run(await planned())) as events:
+        plan = await planned()
+        for index in range(1, plan.request.n):
+            yield sse.data(reply.opening(index))
+        async with aclosing(chats.run(plan)) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    yield sse.data(reply.delta(event.text))
+                    yield sse.data(reply.delta(event.text, event.index, event.logprobs))
                 elif isinstance(event, Thought | Called):
-                    yield sse.data(reply.part(event.delta()))
+                    yield sse.data(reply.part(event.delta(), event.index))
                 elif isinstance(event, Finished):
-                    yield sse.data(reply.closing(event.finish_reason))
+                    for index, reason in enumerate((event.finish_reason, *event.others)):
+                        yield sse.data(reply.closing(reason, index))
                     if reply.include_usage:
                         yield sse.data(reply.usage_chunk(_usage(event)))
                     yield sse.DONE
@@ -346,21 +350,31 @@ async def _frames(chats: Chats, planned: Planning, reply: Reply) -> AsyncGenerat
 
 
 async def _complete(chats: Chats, plan: Plan, reply: Reply) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer as one object, the only item."""
-    message = Message()
+    """The answers as one object, the only item."""
+    messages = [Message() for _ in range(plan.request.n)]
+    scores: list[list[TokenLogprob]] = [[] for _ in messages]
     finished: Finished | None = None
     try:
         async with aclosing(chats.run(plan)) as events:
             async for event in events:
-                message.add(event)
                 if isinstance(event, Finished):
                     finished = event
+                elif isinstance(event, Delta | Thought | Called):
+                    messages[event.index].add(event)
+                if isinstance(event, Delta):
+                    scores[event.index] += event.logprobs
     except EngineError as exc:
         chats.count_failure(exc)
         raise
     assert finished is not None
-    reason = finished.finish_reason
-    yield reply.completion_of(message.json(), _usage(finished), finish_reason=reason)
+    with_scores = plan.request.sampling.logprobs is not None
+    choices = [
+        wire.choice(message.json(), reason, index, scores[index] if with_scores else None)
+        for index, (message, reason) in enumerate(
+            zip(messages, (finished.finish_reason, *finished.others), strict=True)
+        )
+    ]
+    yield reply.completion_with(choices, _usage(finished))
 
 
 def _usage(finished: Finished) -> Usage:

@@ -38,6 +38,7 @@ from proxy.engines.base import (
     Event,
     Finished,
     Generate,
+    JsonFormat,
     ModelInfo,
     Priority,
     Started,
@@ -46,7 +47,6 @@ from proxy.errors import bad_request
 from proxy.librechat.summaries import without_summary
 from proxy.metrics import CHAT, SIDE, Metrics
 from proxy.running import Running
-from proxy.tools import Tools
 from proxy.wire import ChatRequest
 
 log = logging.getLogger("chatfold.chat")
@@ -76,8 +76,24 @@ class Plan:
         return self.assembled.context
 
 
-def _format(tools: Tools) -> CallFormat | None:
-    return CallFormat(tools.names, one_call=tools.one_call) if tools.must else None
+def _format(request: ChatRequest) -> JsonFormat | CallFormat | None:
+    tools = request.tools
+    return CallFormat(tools.names, one_call=tools.one_call) if tools.must else request.format
+
+
+def _wanted(plan: Plan) -> Generate:
+    return Generate(
+        owner=plan.history.owner,
+        context=plan.context,
+        priority=Priority.SIDE if plan.aside else Priority.CHAT,
+        conversation="" if plan.aside else plan.history.conversation,
+        keep=not plan.aside,
+        client_key=plan.client_key,
+        max_tokens=plan.request.max_tokens,
+        sampling=plan.request.sampling,
+        n=plan.request.n,
+        format=_format(plan.request),
+    )
 
 
 def _answering(plan: Plan) -> Answering:
@@ -124,14 +140,19 @@ class Chats:
     ) -> Plan:
         """Reads only. `client_id` is the client's own name for the conversation, if it sends one.
 
-        With `aside` the request belongs to no chat. Raises ApiError or EngineUnavailable.
+        With `aside` the request belongs to no chat. Raises ApiError, EngineUnavailable or
+        RequestRefused.
         """
         model = await self._engine.model()
         if aside:
-            return await self._plan_aside(request, owner, model)
-        history, degraded = await self._place(request, model, owner, client_id)
-        assembled = self._assemble(request, model, history)
-        return Plan(request, model, history, assembled, degraded, client_id)
+            plan = await self._plan_aside(request, owner, model)
+        else:
+            history, degraded = await self._place(request, model, owner, client_id)
+            assembled = self._assemble(request, model, history)
+            plan = Plan(request, model, history, assembled, degraded, client_id)
+        # Now, while it can still be told by a status: a stream has said 200 before it asks.
+        self._engine.check(_wanted(plan))
+        return plan
 
     async def run(self, plan: Plan) -> AsyncGenerator[ClientEvent, None]:
         """The answer's events. When the last one is given out, the turn is in the store.
@@ -261,19 +282,8 @@ class Chats:
         raise last
 
     async def _ask(self, plan: Plan) -> AsyncGenerator[Event, None]:
-        generate = Generate(
-            owner=plan.history.owner,
-            context=plan.context,
-            priority=Priority.SIDE if plan.aside else Priority.CHAT,
-            conversation="" if plan.aside else plan.history.conversation,
-            keep=not plan.aside,
-            client_key=plan.client_key,
-            max_tokens=plan.request.max_tokens,
-            sampling=plan.request.sampling,
-            format=_format(plan.request.tools),
-        )
         arrived = time.monotonic()
-        async with self._engine.generate(generate) as events:
+        async with self._engine.generate(_wanted(plan)) as events:
             async for event in self._within_bounds(events):
                 if isinstance(event, Started) and not plan.aside:
                     self._metrics.first_token(time.monotonic() - arrived)

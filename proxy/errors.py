@@ -114,7 +114,7 @@ def from_engine(exc: EngineError) -> ApiError:
         case ContextOverflow():
             return bad_request(message, param="messages", code="context_length_exceeded")
         case RequestRefused():
-            return bad_request(message, code="request_refused")
+            return bad_request(message, param=exc.param, code="request_refused")
         case QueueFull():
             return _later(429, message, type=RATE_LIMIT, code="queue_full")
         case ReaderStalled():

@@ -6,6 +6,7 @@ fields that mean nothing here, and those are skipped.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
@@ -14,8 +15,10 @@ import msgspec
 
 from memory.calls import text_with_calls
 from memory.transcript import ASSISTANT, TOOL, USER, Message, Transcript
-from proxy.engines.base import Sampling
+from proxy.answer_format import ResponseFormat, parse_format
+from proxy.engines.base import JsonFormat, Sampling, TokenLogprob
 from proxy.errors import ApiError, bad_request
+from proxy.scores import chat_scores
 from proxy.tools import (
     NO_TOOLS,
     FunctionCall,
@@ -33,6 +36,8 @@ KNOWN_ROLES = frozenset((USER, ASSISTANT, *SYSTEM_ROLES, *TOOL_ROLES))
 PLAIN_ROLES = frozenset((USER, ASSISTANT, *SYSTEM_ROLES))
 
 MAX_STOPS = 16
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS = 20
 MAX_INT = 2**63 - 1
 MAX_TOKEN_ID = 2**31 - 1
 RANDOM_SEED = 2**32 - 1
@@ -56,6 +61,7 @@ class ChatRequest:
     user: str | None = None
     n: int = 1
     tools: Tools = NO_TOOLS
+    format: JsonFormat | None = None
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -83,10 +89,6 @@ class _StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class _ResponseFormat(msgspec.Struct, frozen=True):
-    type: str = "text"
-
-
 class _Body(msgspec.Struct, frozen=True):
     messages: list[_Message] | None = None
     model: str | None = None
@@ -107,7 +109,8 @@ class _Body(msgspec.Struct, frozen=True):
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
-    response_format: _ResponseFormat | None = None
+    top_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
     tools: msgspec.Raw = msgspec.Raw(b"null")
     tool_choice: msgspec.Raw = msgspec.Raw(b"null")
     parallel_tool_calls: bool | None = None
@@ -121,7 +124,6 @@ _decoder = msgspec.json.Decoder(_Body)
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises ApiError (400, one sentence, `param` where one is to blame) and nothing else."""
     request = _decode(body)
-    _refuse_what_is_missing(request)
     options = request.stream_options or _StreamOptions()
     return ChatRequest(
         model=request.model or "",
@@ -131,7 +133,9 @@ def parse_chat(body: bytes) -> ChatRequest:
         include_usage=bool(options.include_usage),
         max_tokens=_max_tokens(request),
         user=request.user or None,
+        n=_number(request, "n", 1, 1, MAX_CHOICES),
         tools=_tools(request),
+        format=parse_format(request.response_format),
     )
 
 
@@ -165,17 +169,6 @@ def _wrong_shape(exc: msgspec.ValidationError) -> ApiError:
     param = path.strip("`.") or None
     what = f"`{param}`" if param else "The body"
     return bad_request(f"{what} has the wrong type or size: {problem}.", param=param)
-
-
-# What this proxy cannot do yet is refused: an answer that silently lacks it would be a wrong one.
-def _refuse_what_is_missing(request: _Body) -> None:
-    if request.n not in (None, 1):
-        raise bad_request("Only one choice for each request is supported: n = 1.", param="n")
-    if request.logprobs:
-        raise bad_request("`logprobs` is not supported yet.", param="logprobs")
-    if request.response_format and request.response_format.type != "text":
-        sentence = "`response_format` other than text is not supported yet."
-        raise bad_request(sentence, param="response_format")
 
 
 def _transcript(messages: list[_Message] | None) -> Transcript:
@@ -270,6 +263,7 @@ def _sampling(request: _Body) -> Sampling:
         repeat_penalty=_number(request, "repeat_penalty", DEFAULTS.repeat_penalty, 0.01, 10.0),
         logit_bias=_logit_bias(request.logit_bias or {}),
         stop=_stops(request.stop),
+        logprobs=_logprobs(request),
     )
 
 
@@ -281,6 +275,14 @@ def _number(request: _Body, name: str, default: Number, low: Number, high: Numbe
         # The value itself is left out: it may be thousands of digits long.
         raise bad_request(f"`{name}` must be from {low} to {high}.", param=name)
     return value
+
+
+def _logprobs(request: _Body) -> int | None:
+    if request.top_logprobs is not None and not request.logprobs:
+        sentence = "`top_logprobs` is given out with `logprobs` only: set it to true."
+        raise bad_request(sentence, param="top_logprobs")
+    top = _number(request, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
+    return top if request.logprobs else None
 
 
 def _seed(request: _Body) -> int | None:
@@ -357,18 +359,21 @@ class Reply:
     system_fingerprint: str
     include_usage: bool = False
 
-    def opening(self) -> dict[str, Any]:
-        return self._chunk({"role": ASSISTANT, "content": "", "refusal": None})
+    def opening(self, index: int = 0) -> dict[str, Any]:
+        return self.part({"role": ASSISTANT, "content": "", "refusal": None}, index)
 
-    def delta(self, text: str) -> dict[str, Any]:
-        return self.part({"content": text})
+    def delta(
+        self, text: str, index: int = 0, logprobs: Sequence[TokenLogprob] = ()
+    ) -> dict[str, Any]:
+        scores = chat_scores(logprobs) if logprobs else None
+        return self._chunk({"content": text}, index, logprobs=scores)
 
-    def part(self, delta: dict[str, Any]) -> dict[str, Any]:
+    def part(self, delta: dict[str, Any], index: int = 0) -> dict[str, Any]:
         """A chunk with what came of the message: reasoning, a call."""
-        return self._chunk(delta)
+        return self._chunk(delta, index)
 
-    def closing(self, finish_reason: str) -> dict[str, Any]:
-        return self._chunk({}, finish_reason)
+    def closing(self, finish_reason: str, index: int = 0) -> dict[str, Any]:
+        return self._chunk({}, index, finish_reason=finish_reason)
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any]:
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage.to_json()}
@@ -382,11 +387,26 @@ class Reply:
         self, message: dict[str, Any], usage: Usage, *, finish_reason: str = "stop"
     ) -> dict[str, Any]:
         """The same around a message that is there already."""
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": usage.to_json()}
+        return self.completion_with([choice(message, finish_reason)], usage)
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def completion_with(self, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+        """The same with several answers."""
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage.to_json()}
+
+    def _chunk(
+        self,
+        delta: dict[str, Any],
+        index: int,
+        *,
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
         chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
         return {**chunk, "usage": None} if self.include_usage else chunk
 
@@ -398,6 +418,21 @@ class Reply:
             "model": self.model,
             "system_fingerprint": self.system_fingerprint,
         }
+
+
+def choice(
+    message: dict[str, Any],
+    finish_reason: str,
+    index: int = 0,
+    logprobs: Sequence[TokenLogprob] | None = None,
+) -> dict[str, Any]:
+    """A whole answer; `logprobs` None where none were asked for."""
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": None if logprobs is None else chat_scores(logprobs),
+        "finish_reason": finish_reason,
+    }
 
 
 def models(names: list[str], *, created: int) -> dict[str, Any]:

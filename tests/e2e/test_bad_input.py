@@ -98,6 +98,11 @@ NESTED_TOOLS = (
 )
 CALLING = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
 
+
+def schema(value: Any) -> bytes:
+    return body(response_format={"type": "json_schema", "json_schema": {"schema": value}})
+
+
 REFUSED: dict[str, bytes] = {
     "empty body": b"",
     "white space": b" \n",
@@ -158,7 +163,7 @@ REFUSED: dict[str, bytes] = {
     "seed of 5,000 digits": raw('"x"', seed="9" * 5000),
     "seed 1e400": raw('"x"', seed="1e400"),
     "penalty of 5,000 digits": raw('"x"', presence_penalty="9" * 5000),
-    "n 2": body(n=2),
+    "n 9": body(n=9),
     "n of 5,000 digits": raw('"x"', n="9" * 5000),
     "too many stops": body(stop=["x"] * 17),
     "stop a number": body(stop=1),
@@ -177,7 +182,21 @@ REFUSED: dict[str, bytes] = {
     "tools nested in parameters": raw('"x"', tools=NESTED_TOOLS),
     "a call of no tool": body(tool_choice={"type": "function", "function": {"name": "f"}}),
     "a call and no result": body(messages=[user("Hi."), CALLING]),
-    "json_object": body(response_format={"type": "json_object"}),
+    "a format of no kind": body(response_format={"type": "xml"}),
+    "a schema from elsewhere": schema({"$ref": "https://example.com/schema.json"}),
+    "a schema without end": schema({"$ref": "#"}),
+    "a schema that is a list": schema([]),
+    "a schema of 70,000 characters": schema({"description": "x" * 70_000}),
+    "a nested schema": raw(
+        '"x"',
+        response_format='{"type":"json_schema","json_schema":{"schema":'
+        + '{"items":' * NESTING
+        + "1"
+        + "}" * NESTING
+        + "}}",
+    ),
+    "a schema of any length": schema({"type": "string", "maxLength": 10**12}),
+    "a pattern that looks ahead": schema({"type": "string", "pattern": "(?=a)"}),
 }
 
 
