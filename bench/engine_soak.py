@@ -4,7 +4,7 @@ Owners chat, regenerate, cancel, ask for titles, read slowly or not at all, forg
 and begin anew; the keeper summarises between them. Every half minute memory, file descriptors,
 threads, cells, sequences and snapshots of both processes are written down.
 
-Flat means: with the first tenth left out (caches fill), the median of the last quarter is at most
+Flat means: with the first tenth left out, and no less than two minutes (caches fill), the median of the last quarter is at most
 1.1 times the median of the first and the slack of that series in SERIES; and no request ended in
 anything but an answer, or in what its client did to it.
 """
@@ -46,6 +46,7 @@ FORGETS = 0.3
 THINKS_S = 2.5
 """At most, between two requests of an owner: the keeper works then."""
 WARM_UP = 0.1
+WARM_UP_S = 120.0
 GROWTH = 1.1
 SETTLES_S = 120.0
 
@@ -314,7 +315,8 @@ class Series:
 
 def series(name: str, samples: Sequence[Sample]) -> Series:
     """First and last are medians of the first and last quarter."""
-    kept = samples[int(len(samples) * WARM_UP) :]
+    end = samples[-1]["t"]
+    kept = [s for s in samples if s["t"] >= max(WARM_UP * end, min(WARM_UP_S, end / 2))]
     values, quarter = [s[name] for s in kept], max(1, len(kept) // 4)
     hours = [s["t"] / 3600 for s in kept]
     return Series(
