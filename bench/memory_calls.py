@@ -10,13 +10,13 @@ from typing import Any
 
 from bench.memory_chats import KIND, OWNER, Chat, house, simulated
 from bench.memory_texts import Exchange
-from bench.simulation import House
 from memory.compaction import cover, covered
 from memory.context import Context
 from memory.policy import Policy
 from memory.records import Summary
 from memory.transcript import USER, Message, Transcript, chain
 from proxy.engines.base import Priority, Sampling
+from proxy.tuning.house import House
 from proxy.wire import ChatRequest
 
 REGENERATIONS = 5

@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 
 from bench.memory_texts import Exchange, careful_summary
-from bench.simulation import House, SimulatedEngine, verbatim, words
 from memory.compaction import covered
 from memory.context import SYSTEM, Context, ContextMessage, Shape
 from memory.policy import Policy
@@ -18,6 +17,8 @@ from memory.tokens import TiktokenCounter
 from memory.transcript import ASSISTANT, USER, Message, chain
 from proxy.chat import Plan
 from proxy.engines.base import Generate, Priority
+from proxy.tuning.house import House, verbatim
+from proxy.tuning.simulation import SimulatedEngine, words
 
 OWNER = "anna"
 KIND = "You are kind."
@@ -174,7 +175,7 @@ class Chat:
         return turn
 
     def _booked(self, system: str, sent: Sequence[Message], plan: Plan) -> Turn:
-        call = self.house.chat_calls()[-1]
+        call = self.house.engine.chat_calls()[-1]
         new = len(words(sent[-1].text)) + TURN_MARKUP
         note = plan.history.nodes[-1].note
         return Turn(

@@ -14,7 +14,6 @@ from unittest.mock import patch
 
 from bench.memory_chats import KIND, OWNER, house
 from bench.memory_texts import lines
-from bench.simulation import House, words
 from memory.conversations import context_for, conversation_id, recognise, room_for
 from memory.keeper import Job
 from memory.policy import Policy
@@ -22,6 +21,8 @@ from memory.records import MODEL, Node
 from memory.scribe import Draft, Scribe
 from memory.transcript import ASSISTANT, ROOT, USER, Message, chain
 from proxy.background import EngineTokens
+from proxy.tuning.house import House
+from proxy.tuning.simulation import words
 from proxy.wire import parse_chat
 
 MESSAGE_CHARS = 300

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from bench.simulation import words
 from memory.context import SYSTEM, Context
 from memory.language import sentences
+from proxy.tuning.simulation import words
 
 LOCOMO = Path(__file__).resolve().parents[2] / "shared/data/locomo"
 """LoCoMo (Maharana et al., ACL 2024), CC BY-NC 4.0: read from beside the checkout, never copied."""

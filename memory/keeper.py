@@ -24,7 +24,7 @@ from memory.conversations import History, context_for, counted, revisit, room_fo
 from memory.policy import Limits, Policy
 from memory.ports import Budget, Completer, ModelGone, TokenCounter, Warmer
 from memory.records import Node, Summary
-from memory.scribe import Scribe, Task
+from memory.scribe import Draft, Scribe, Task
 from memory.store import Store, StoreError
 
 log = logging.getLogger("chatfold.keeper")
@@ -41,6 +41,14 @@ class Observer(Protocol):
     """Told what the keeper does, in the order it happens."""
 
     def __call__(self, event: str, /, **fields: object) -> None: ...
+
+
+Redraft = Callable[[Task, Draft], Draft]
+"""Puts another text in the place of the one that was written for a task."""
+
+
+def as_written(task: Task, draft: Draft) -> Draft:
+    return draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,7 @@ class Keeper:
         host: Callable[[], Host],
         observe: Observer,
         clock: Callable[[], float] = time.time,
+        redraft: Redraft = as_written,
     ) -> None:
         self._store = store
         self._completer = completer
@@ -91,6 +100,7 @@ class Keeper:
         self._host = host
         self._observe = observe
         self._clock = clock
+        self._redraft = redraft
         self._jobs: OrderedDict[tuple[str, str], Job] = OrderedDict()
         self._current: Job | None = None
         self._news = asyncio.Event()
@@ -273,7 +283,7 @@ class Keeper:
         merged = history.active[step.index : step.index + 2] if isinstance(step, Merge) else ()
         at_once = self._is_backlog(history)
         task = Task(await self._span(history, step), merged, at_once=at_once)
-        draft = await self._scribe.write(history, task)
+        draft = self._redraft(task, await self._scribe.write(history, task))
         (n_tokens,) = await self._counter.count([block_text(draft.text)])
         summary = await self._store.add_summary(
             job.owner,

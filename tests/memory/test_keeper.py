@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from bench.simulation import House, SimulatedEngine, verbatim
 from memory import keeper as keeper_module
 from memory.context import BLOCK_HEADER, Context, Room
 from memory.conversations import Assembled, answered, context_for, recognise, room_for
@@ -21,6 +20,8 @@ from memory.records import EXTRACTIVE, MODEL, Summary
 from memory.scribe import Scribe, Task
 from memory.store import Store, StoreUnavailable
 from memory.transcript import ASSISTANT, USER, Message, Transcript, chain
+from proxy.tuning.house import House, verbatim
+from proxy.tuning.simulation import SimulatedEngine
 
 pytestmark = pytest.mark.anyio
 

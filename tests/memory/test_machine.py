@@ -26,10 +26,11 @@ from hypothesis.stateful import (
     rule,
 )
 
-from bench.simulation import House, SimulatedEngine, verbatim
 from memory.context import LEFT_OUT, Context
 from memory.policy import Policy
 from memory.transcript import ASSISTANT, USER, Message, chain, turn_starts
+from proxy.tuning.house import House, verbatim
+from proxy.tuning.simulation import SimulatedEngine
 
 # Hundreds of whole requests, each with its commit to disk.
 pytestmark = pytest.mark.timeout(600)

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.simulation import Call, House, SimulatedEngine, render
 from memory.context import Context
 from memory.policy import Policy
 from memory.records import Node
 from memory.system import Split, common_lead, note_text, split_system
 from memory.transcript import ASSISTANT, ROOT, USER, Message, extend
+from proxy.tuning.house import House
+from proxy.tuning.simulation import Call, SimulatedEngine, render
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ async def lead(house: House, systems: list[str], *, pause: bool = True) -> list[
         if pause:
             await house.idle()
         messages.append(Message(ASSISTANT, text))
-    return house.chat_calls()
+    return house.engine.chat_calls()
 
 
 def text_of(context: Context) -> str:
@@ -279,7 +280,7 @@ async def test_an_answer_given_anew_under_another_prompt_sees_it(open_house) -> 
     asked = [Message(USER, "What day is it?")]
     await house.ask("ann", asked, system=monday)
     await house.ask("ann", asked, system=tuesday)
-    again = house.chat_calls()[-1].context
+    again = house.engine.chat_calls()[-1].context
     assert "Tuesday" in text_of(again)
     assert "Monday" not in text_of(again)
 
@@ -295,7 +296,7 @@ async def test_an_answer_given_anew_under_the_same_prompt_is_asked_for_the_same_
     messages += [Message(ASSISTANT, text), Message(USER, "Second?")]
     await house.ask("ann", messages, system=other)
     await house.ask("ann", messages, system=other)
-    first, again = house.chat_calls()[-2:]
+    first, again = house.engine.chat_calls()[-2:]
     assert again.context == first.context
 
 

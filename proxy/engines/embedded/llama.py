@@ -79,6 +79,18 @@ class Llama:
         self._pieces: dict[int, bytes] = {}
         self._revealed: frozenset[int] = frozenset()
 
+    @classmethod
+    def for_texts(cls, load: Load) -> Llama:
+        """One that knows texts and tokens and nothing else: without weights and context. Never
+        closed; raises as the other does."""
+        llama = cls.__new__(cls)
+        llama._model = load_model(load, vocab_only=True)
+        llama._template = template_source(load.chat_template)
+        llama.vocab = C.llama_model_get_vocab(llama._model)
+        llama.n_vocab = int(C.llama_vocab_n_tokens(llama.vocab))
+        llama._pieces, llama._revealed = {}, frozenset()
+        return llama
+
     @property
     def context(self) -> C.llama_context_p:
         return self._context

@@ -75,7 +75,11 @@ class Prompter:
         return list(prompt)
 
     def count(self, text: str) -> int:
-        return len(self._text(text, markup=False, first=False))
+        return len(self.tokens_of(text))
+
+    def tokens_of(self, text: str) -> list[int]:
+        """A text inside a prompt: what looks like markup in it is text."""
+        return self._text(text, markup=False, first=False)
 
     def call_grammar(self, submit: Submit) -> str:
         """What an answer may be that must call. Raises GrammarError."""
