@@ -249,9 +249,9 @@ class Llama:
         n = int(C.llama_state_seq_get_data(self._context, buffer, room, sequence))
         return ctypes.string_at(buffer, n)
 
-    def load_state(self, sequence: int, state: bytes) -> bool:
+    def load_state(self, sequence: int, state: bytes | memoryview) -> bool:
         """Fills an empty sequence; False if llama.cpp does not take it."""
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        buffer = _array(state)
         return bool(C.llama_state_seq_set_data(self._context, buffer, len(state), sequence))
 
     # -- one batch -------------------------------------------------------------------------------
@@ -279,6 +279,14 @@ class Llama:
         """Of batch entry `index`, one number for each token. Good until the next batch."""
         pointer = C.llama_get_logits_ith(self._context, index)
         return np.ctypeslib.as_array(pointer, (self.n_vocab,))
+
+
+def _array(data: bytes | memoryview) -> ctypes.Array[ctypes.c_uint8]:
+    """For C to read: where it lies, if that may be written to, else a copy."""
+    kind = ctypes.c_uint8 * len(data)
+    if isinstance(data, memoryview) and not data.readonly:
+        return kind.from_buffer(data)
+    return kind.from_buffer_copy(data)
 
 
 def to_bytes(tokens: Sequence[int]) -> bytes:
