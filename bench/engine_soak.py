@@ -4,9 +4,9 @@ Owners chat, regenerate, cancel, ask for titles, read slowly or not at all, forg
 and begin anew; the keeper summarises between them. Every half minute memory, file descriptors,
 threads, cells, sequences and snapshots of both processes are written down.
 
-Flat means: with the first tenth left out, and no less than two minutes (caches fill), the median of the last quarter is at most
-1.1 times the median of the first and the slack of that series in SERIES; and no request ended in
-anything but an answer, or in what its client did to it.
+Flat means: with the first tenth left out, and no less than two minutes (caches fill), the median of
+the last quarter is at most 1.1 times the median of the first and the slack of that series in
+SERIES; and no request ended in anything but an answer, or in what its client did to it.
 """
 
 from __future__ import annotations
