@@ -121,7 +121,10 @@ class Answering:
             yield Called(call, f"call_{secrets.token_hex(12)}", number, index, self._tools.legacy)
 
     def _reason(self, reason: str, index: int) -> str:
-        if reason != "stop" or not self._stream(index).calls:
+        stream = self._stream(index)
+        # An answer that was to end with its first call is whole, whatever came behind it.
+        whole = reason == "stop" or stream.end_chars is not None
+        if not (whole and stream.calls):
             return reason
         return "function_call" if self._tools.legacy else "tool_calls"
 

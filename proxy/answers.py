@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memory.calls import CLOSE, DECODER, OPEN, Call, dump, read_object
-from proxy.engines.base import Thinking
+from proxy.engines.base import ModelInfo, Thinking
 
 PYTHON_TAG = "<|python_tag|>"
 
@@ -195,9 +195,11 @@ class AnswerStream:
         return text
 
 
-def content_of(text: str, thinking: Thinking) -> str:
-    """A whole answer without its reasoning, where no tools were offered."""
-    stream = AnswerStream(thinking)
+def content_of(text: str, model: ModelInfo | None) -> str:
+    """A whole answer without its reasoning, where none was wanted and no tools were offered: a
+    model may still open it by itself."""
+    thinking = model.thinking if model else Thinking()
+    stream = AnswerStream(replace(thinking, first=False))
     pieces = [*stream.feed(text), *stream.finish()]
     return "".join(piece.text for piece in pieces if isinstance(piece, Content))
 

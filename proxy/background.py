@@ -18,7 +18,6 @@ from proxy.engines.base import (
     Generate,
     Priority,
     Sampling,
-    Thinking,
 )
 from proxy.metrics import BACKGROUND, Metrics
 
@@ -50,11 +49,12 @@ class BackgroundModel:
             max_tokens=max_tokens,
             sampling=SUMMARY_SAMPLING,
             keep=False,
+            # A summary's few tokens would be spent on thoughts.
+            thinks=False,
         )
         text, finished = await self._run(request)
-        thinking = self._engine.info.thinking if self._engine.info else Thinking()
         return Completion(
-            text=content_of(text, thinking),
+            text=content_of(text, self._engine.info),
             prompt_tokens=finished.prompt_tokens,
             cached_tokens=finished.cached_tokens,
             completion_tokens=finished.completion_tokens,

@@ -93,13 +93,14 @@ def _wanted(plan: Plan) -> Generate:
         sampling=plan.request.sampling,
         n=plan.request.n,
         format=_format(plan.request),
+        thinks=plan.request.thinks,
     )
 
 
 def _answering(plan: Plan) -> Answering:
     thinking = plan.model.thinking
-    if plan.context.continues:
-        # No header stands before it that could have opened a thought.
+    if plan.context.continues or not plan.request.thinks:
+        # No header stands before it that has opened a thought.
         thinking = replace(thinking, first=False)
     return Answering(thinking, plan.request.tools)
 

@@ -28,7 +28,6 @@ from proxy.engines.base import (
     ModelInfo,
     Priority,
     Sampling,
-    Thinking,
 )
 from proxy.librechat.quote import instruction_of, shortened
 from proxy.librechat.side import Form, Kind, Side
@@ -132,6 +131,7 @@ class Sides:
             max_tokens=self._settings.title_tokens,
             sampling=SAMPLING,
             keep=False,
+            thinks=False,
         )
         text: list[str] = []
         usage = NOTHING
@@ -141,8 +141,7 @@ class Sides:
                     text.append(event.text)
                 elif isinstance(event, Finished):
                     usage = self._counted(event)
-        thinking = self._engine.info.thinking if self._engine.info else Thinking()
-        return title_of(content_of("".join(text), thinking)), usage
+        return title_of(content_of("".join(text), self._engine.info)), usage
 
     def _counted(self, finished: Finished) -> Usage:
         usage = Usage(finished.prompt_tokens, finished.cached_tokens, finished.completion_tokens)

@@ -62,6 +62,8 @@ class ChatRequest:
     n: int = 1
     tools: Tools = NO_TOOLS
     format: JsonFormat | None = None
+    thinks: bool = True
+    """False where the client wants no reasoning from a model that would."""
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -89,6 +91,12 @@ class _StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class _TemplateOptions(msgspec.Struct, frozen=True):
+    """What llama-server and vLLM pass on to a chat template; no other option is."""
+
+    enable_thinking: bool | None = None
+
+
 class _Body(msgspec.Struct, frozen=True):
     messages: list[_Message] | None = None
     model: str | None = None
@@ -114,6 +122,7 @@ class _Body(msgspec.Struct, frozen=True):
     tools: msgspec.Raw = msgspec.Raw(b"null")
     tool_choice: msgspec.Raw = msgspec.Raw(b"null")
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: _TemplateOptions | None = None
     functions: msgspec.Raw = msgspec.Raw(b"null")
     function_call: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -136,6 +145,7 @@ def parse_chat(body: bytes) -> ChatRequest:
         n=_number(request, "n", 1, 1, MAX_CHOICES),
         tools=_tools(request),
         format=parse_format(request.response_format),
+        thinks=(request.chat_template_kwargs or _TemplateOptions()).enable_thinking is not False,
     )
 
 

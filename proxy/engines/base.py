@@ -123,6 +123,7 @@ class Generate:
     `n` answers are given to one prompt, which is evaluated once; the first one is what is kept. A
     seed is that of the first, the next ones count up from it. `raw`, a text or token ids, takes the
     place of the context: no template, and special tokens written in the text count as such.
+    Without `thinks` a model that would reason first is asked for its answer at once.
     """
 
     owner: str
@@ -136,6 +137,7 @@ class Generate:
     format: JsonFormat | CallFormat | None = None
     raw: str | tuple[int, ...] | None = None
     client_key: str = field(default="", repr=False)
+    thinks: bool = True
 
 
 @dataclass(frozen=True, slots=True)

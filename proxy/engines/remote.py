@@ -35,6 +35,7 @@ from proxy.engines.base import (
     QueueFull,
     RequestRefused,
 )
+from proxy.engines.hermes import told
 from proxy.engines.remote_call import Call
 from proxy.engines.remote_count import Counter
 from proxy.engines.remote_http import Http
@@ -157,7 +158,9 @@ class RemoteEngine:
         raise RequestRefused("Embeddings are not passed on to the upstream server.")
 
     async def count_tools(self, tools: str) -> int:
-        raise RequestRefused("Tools cannot be used with a remote server yet.")
+        (n_tokens,) = await self.count([told(tools) + "\n\n"])
+        # A system message of their own, if there is none.
+        return n_tokens + (self.info.budget.message_tokens if self.info else 0)
 
     def check(self, request: Generate) -> None:
         refuse_what_is_missing(request)

@@ -13,8 +13,8 @@ def refuse_what_is_missing(request: Generate) -> None:
         sentence = "`logprobs` is not passed on to the upstream server."
         raise RequestRefused(sentence, param="logprobs")
     if isinstance(request.format, CallFormat):
-        sentence = "Tools are not passed on to the upstream server."
-        raise RequestRefused(sentence, param="tools")
+        sentence = "The upstream server cannot be made to call: `tool_choice` must be auto or none."
+        raise RequestRefused(sentence, param="tool_choice")
     if request.format is not None:
         sentence = "`response_format` is not passed on to the upstream server."
         raise RequestRefused(sentence, param="response_format")

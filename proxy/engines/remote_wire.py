@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from memory.calls import RESULT_CLOSE, RESULT_OPEN
-from memory.context import Context, ContextMessage
+from memory.context import SYSTEM, Context, ContextMessage
 from memory.transcript import TOOL, USER
 from proxy.engines.base import Generate, Sampling
+from proxy.engines.hermes import told
 from proxy.engines.remote_server import Kind, Server
 
 CHAT_PATH = "/chat/completions"
@@ -91,11 +93,27 @@ def on_slot(slot: int | None) -> dict[str, Any]:
 
 
 def messages(context: Context) -> list[Message]:
-    return [_message(m) for m in context.messages]
+    """Tools are told in the system prompt, in words that every server passes on, and results are
+    the user's: a server wants ids with them, which are not kept."""
+    sent: list[Message] = []
+    for before, message in pairwise([None, *context.messages]):
+        assert message is not None
+        one = _message(message)
+        if before is not None and before.role == TOOL and one["role"] == USER:
+            one = {"role": USER, "content": f"{sent.pop()['content']}\n{one['content']}"}
+        sent.append(one)
+    return _with_tools(sent, context.tools) if context.tools else sent
+
+
+def _with_tools(sent: list[Message], tools: str) -> list[Message]:
+    words = told(tools)
+    if sent and sent[0]["role"] == SYSTEM:
+        system = {"role": SYSTEM, "content": f"{words}\n\n{sent[0]['content']}"}
+        return [system, *sent[1:]]
+    return [{"role": SYSTEM, "content": words}, *sent]
 
 
 def _message(message: ContextMessage) -> Message:
-    """Results of tools as the user's: a server wants ids with them, which are not kept."""
     text = plain(message.text)
     if message.role == TOOL:
         return {"role": USER, "content": RESULT_OPEN + text + RESULT_CLOSE}

@@ -224,3 +224,17 @@ def test_an_answer_that_is_continued_is_past_its_thoughts(
         assert message(answer)["content"] == " blue, as ever."
         assert "reasoning_content" not in message(answer)
         assert ("assistant", "It is blue, as ever.") in stored(tmp_path)
+
+
+def test_a_client_may_do_without_reasoning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with thinking(tmp_path, R1, monkeypatch) as server:
+        server.script += ["It is blue.", f"{THOUGHT}\n</think>\n\nIt is grey."]
+        off = {"chat_template_kwargs": {"enable_thinking": False}}
+        answer = server.post(messages=[user("What colour is the sea?")], **off)
+        assert message(answer)["content"] == "It is blue."
+        assert "reasoning_content" not in message(answer)
+        sent = [user("What colour is the sea?"), message(answer), user("And the sky?")]
+        server.wait_idle()
+        answer = server.post(messages=sent)
+        assert message(answer)["content"] == "It is grey."
+        assert evaluated(answer) <= 4 + MARKUP_TOKENS

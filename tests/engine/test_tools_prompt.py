@@ -231,6 +231,17 @@ def test_an_answer_at_the_end_stands_as_it_will_when_a_question_follows(llama: L
     assert "<think>" not in spelled(llama, warm)
 
 
+def test_without_reasoning_the_header_leaves_it_closed(llama: Llama) -> None:
+    asked = [Part("user", ("a",))]
+    kind = {"answer_header": True, "continues": False}
+    for source in (R1, R1.replace("'<A><think>\\n'", "'<A>' + ('<think>\\n' if t else '')")):
+        source = source.replace("if t else", "if enable_thinking is not defined else")
+        p = prompter(llama, source)
+        assert spelled(llama, p.tokens(asked, **kind)).endswith("<A><think>\n")
+        without = spelled(llama, p.tokens(asked, thinks=False, **kind))
+        assert without.endswith(("<A><think>\n\n</think>\n\n", "<A>"))
+
+
 def test_a_template_that_refuses_says_so() -> None:
     with pytest.raises(TemplateError):
         template("{{ raise_exception('no') }}").render(["user"], answer_header=True, tools=TOOLS)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from memory.calls import Call
+from memory.context import Context, ContextMessage, Shape
 from memory.transcript import chain
 from proxy.answering import Answering, Called, Message, Thought
+from proxy.engines import remote_wire
 from proxy.engines.base import Delta, Finished, Started, Thinking
 from proxy.errors import ApiError
 from proxy.tools import NO_TOOLS, Tools
@@ -340,3 +342,30 @@ def test_calls_are_of_the_shape_that_openai_declares(legacy: bool) -> None:
 def test_usage_counts_the_reasoning() -> None:
     usage = Usage(10, 0, 3, reasoning_tokens=2).to_json()
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 2}
+
+
+# -- servers that are told in words ----------------------------------------------------------------
+
+
+def sent_on(*messages: tuple[str, str], tools: str = "") -> list[tuple[str, str]]:
+    shape = Shape(0, 0, 0, 0, 0, 0)
+    parts = tuple(ContextMessage(role, (text,)) for role, text in messages)
+    context = Context(parts, "", continues=False, shape=shape, tools=tools)
+    return [(m["role"], m["content"]) for m in remote_wire.messages(context)]
+
+
+def test_a_remote_server_is_told_the_tools_in_words() -> None:
+    tools = parse(tools=[WEATHER]).tools.text
+    (role, text), question = sent_on(("system", "Be kind."), ("user", "Hi"), tools=tools)
+    assert role == "system"
+    assert text.endswith("</tool_call>\n\nBe kind.")
+    assert f"<tools>\n{tools[1:-1]}\n</tools>" in text
+    assert question == ("user", "Hi")
+    assert sent_on(("user", "Hi"), tools=tools)[0][0] == "system"
+    assert sent_on(("user", "Hi")) == [("user", "Hi")]
+
+
+def test_a_remote_server_gets_results_as_one_message_of_the_user() -> None:
+    sent = sent_on(("user", "a"), ("assistant", "b"), ("tool", "c"), ("tool", "d"), ("user", "e"))
+    results = "<tool_response>\nc\n</tool_response>\n<tool_response>\nd\n</tool_response>"
+    assert sent[2:] == [("user", f"{results}\ne")]

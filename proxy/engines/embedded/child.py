@@ -374,7 +374,8 @@ class Reader:
         if not submit.grammar:
             return None
         template = self._prompter.template
-        thinks = template.thinks_first and submit.raw is None and not submit.continues
+        thinks = template.thinks_first and submit.thinks and submit.raw is None
+        thinks = thinks and not submit.continues
         return Grammar(self._llama, submit.grammar, after=template.think_tags[1] if thinks else "")
 
     def _tokens(self, submit: Submit) -> list[int]:
@@ -385,6 +386,7 @@ class Reader:
             answer_header=submit.max_tokens != 0,
             continues=submit.continues,
             tools=submit.tools,
+            thinks=submit.thinks,
         )
 
     def _refuse(

@@ -618,6 +618,7 @@ def _submit(id_: int, request: Generate) -> Submit:
         stop=s.stop,
         unread_most=UNREAD_MOST,
         tools=request.context.tools,
+        thinks=request.thinks,
         raw=_printable(request.raw) if isinstance(request.raw, str) else request.raw,
         n=request.n,
         logprobs=s.logprobs,

@@ -42,8 +42,10 @@ class Prompter:
         answer_header: bool,
         continues: bool,
         tools: str = "",
+        thinks: bool = True,
     ) -> list[int]:
-        """The prompt, token by token. `tools` is a JSON list. Raises TemplateError."""
+        """The prompt, token by token. `tools` is a JSON list. Without `thinks` the model is past
+        its reasoning. Raises TemplateError."""
         if tools and not self.template.takes_tools:
             messages, tools = told_in_system(messages, tools), ""
         messages = self._in_roles(self._fold_system(messages))
@@ -52,6 +54,7 @@ class Prompter:
             answer_header=answer_header,
             continues=continues,
             tools=tools,
+            thinks=thinks,
         )
         tokens: list[int] = []
         for segment in segments:

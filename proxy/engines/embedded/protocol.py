@@ -91,6 +91,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     the request is left out of the batches."""
     tools: str = ""
     """A JSON list for the chat template, "" for none."""
+    thinks: bool = True
     raw: str | tuple[int, ...] | None = None
     n: int = 1
     logprobs: int | None = None

@@ -105,19 +105,23 @@ class ChatTemplate:
         answer_header: bool,
         continues: bool = False,
         tools: str = "",
+        thinks: bool = True,
     ) -> tuple[Segment, ...]:
         """Segments for messages of these roles, in order.
 
         With `answer_header` the header of the assistant's answer follows. With `continues` the
         text ends right behind the last message's content, so that the model goes on with it.
         An answer at the end stands as it will when more follows: some templates put an empty
-        thought before the last one. `tools` is a JSON list, "" for none. Raises TemplateError
-        if the template refuses the roles or loses a message.
+        thought before the last one. `tools` is a JSON list, "" for none. Without `thinks` a
+        header leaves the reasoning closed. Raises TemplateError if the template refuses the roles
+        or loses a message.
         """
         told: list[str] = []
         given = masked(read(tools), lambda text: self._told(told, text)) or None
         header = answer_header and not continues
-        text = self._run(roles, answer_header=header, tools=given)
+        text = self._run(roles, answer_header=header, tools=given, thinks=thinks)
+        if header and not thinks and self._opens(text):
+            text += f"\n{self.think_tags[1]}\n\n"
         if roles and roles[-1] == "assistant" and not header:
             text = self._as_history(roles, text, tools=given)
         segments = tuple(self._split(text, told))
@@ -163,11 +167,14 @@ class ChatTemplate:
     def _probe_thinking(self) -> bool:
         """Whether the header of an answer opens its reasoning already."""
         try:
-            header = self._run(["user"], answer_header=True).split(self._mark(0))[-1]
+            return self._opens(self._run(["user"], answer_header=True))
         except TemplateError:
             return False
-        opening, closing = self.think_tags
-        return header.rfind(opening) > header.rfind(closing)
+
+    def _opens(self, text: str) -> bool:
+        """Whether a prompt ends inside of reasoning."""
+        header = self._marker.split(text)[-1]
+        return header.rfind(self.think_tags[0]) > header.rfind(self.think_tags[1])
 
     def _as_history(self, roles: Sequence[str], text: str, *, tools: Any) -> str:
         """The text of a prompt that ends with an answer, as it is when a question follows."""
@@ -201,7 +208,16 @@ class ChatTemplate:
         environment.filters["tojson"] = self._tojson
         return environment
 
-    def _run(self, roles: Sequence[str], *, answer_header: bool, tools: Any = None) -> str:
+    def _run(
+        self,
+        roles: Sequence[str],
+        *,
+        answer_header: bool,
+        tools: Any = None,
+        thinks: bool = True,
+    ) -> str:
+        # Named as Qwen 3's and many after it name it; left out, their own default counts.
+        extra = {} if thinks else {"enable_thinking": False}
         messages = [{"role": r, "content": self._mark(i)} for i, r in enumerate(roles)]
         try:
             return self._template.render(
@@ -211,6 +227,7 @@ class ChatTemplate:
                 strftime_now=lambda f: datetime.now().strftime(f),
                 tools=tools,
                 **self._constants,
+                **extra,
             )
         except TEMPLATE_FAILURES as exc:
             raise TemplateError(f"The chat template refuses these messages: {exc}") from exc

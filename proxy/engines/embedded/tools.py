@@ -14,6 +14,7 @@ from typing import Any
 
 from memory.calls import RESULT_CLOSE, RESULT_OPEN, dump, read_object, split_calls
 from proxy.engines.embedded.protocol import Part
+from proxy.engines.hermes import told
 
 HERMES, LLAMA3 = "hermes", "llama3"
 
@@ -23,23 +24,6 @@ _HARMLESS = re.compile(r"[\w\s.,:;!?'/()+*=%$#@&^~-]*")
 
 PROBE = "probe_of_tools"
 PROBES = ({"type": "function", "function": {"name": PROBE, "description": "", "parameters": {}}},)
-
-SYSTEM = """\
-# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
-{tools}
-</tools>
-
-For each function call, return a json object with function name and arguments within \
-<tool_call></tool_call> XML tags:
-<tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
-</tool_call>"""
-"""The words of Hermes 2 Pro and Qwen 2.5, for templates that say nothing of tools."""
 
 
 def read(tools: str) -> list[Any]:
@@ -91,7 +75,7 @@ def _llama3(name: str, arguments: str) -> str:
 
 def told_in_system(messages: Sequence[Part], tools: str) -> list[Part]:
     """The tools in front of the system prompt: nothing that is added behind it later moves them."""
-    text = SYSTEM.format(tools="\n".join(dump(tool) for tool in read(tools)))
+    text = told(tools)
     if messages and messages[0].role == "system":
         system = Part("system", (text, "\n\n", *messages[0].parts))
         return [system, *messages[1:]]
