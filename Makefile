@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$p; break; }; done),python3)
 
-.PHONY: help serve test lint types format format-check bench-flat bench-memory \
+.PHONY: help serve test lint types format format-check bench-flat bench-memory bench-remote \
 	bench-engine bench-engine-kill soak clean
 
 help: ## this list
@@ -39,6 +39,11 @@ format-check: $(DEV) ## is the code laid out?
 
 bench-flat: $(DEV) $(BENCH) ## the 60-turn chat beside the bare server: table, JSON, plot
 	$(BIN)/python -m bench.flat $(ARGS)
+
+bench-remote: $(DEV) $(BENCH) ## chatfold before other servers: what it adds, 60 turns, the original user's case
+	$(BIN)/python -m bench.remote_latency
+	$(BIN)/python -m bench.remote_flat
+	$(BIN)/python -m bench.remote_case --anew
 
 bench-memory: $(DEV) ## what memory promises, in figures, without a model: tables, JSON
 	$(BIN)/python -m bench.memory $(ARGS)

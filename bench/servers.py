@@ -150,9 +150,9 @@ class Chatfold(Server):
         return found
 
     def wait_until_idle(self) -> None:
-        wait_until(self._idle, IDLE_S, "the background work to end")
+        wait_until(self.is_idle, IDLE_S, "the background work to end")
 
-    def _idle(self) -> bool:
+    def is_idle(self) -> bool:
         status = self.status()
         background, engine = status["background"], status["engine"]
         return not (background["running"] or background["pending"] or engine.get("ahead", 0))
@@ -185,6 +185,19 @@ class Bare(Server):
             found = EVALUATED.findall(self._log.read_text(errors="replace")[self._read_to :])
         self._read_to = len(self._log.read_text(errors="replace"))
         return int(found[-1]) if found else None
+
+    def skip_log(self) -> None:
+        """What was evaluated by now is not asked for any more."""
+        self._read_to = len(self._log.read_text(errors="replace"))
+
+    def evaluated_first(self) -> int | None:
+        """Prompt tokens of the first prompt that was evaluated since; None when there was none."""
+        found: list[str] = []
+        deadline = time.monotonic() + LOG_S
+        while not found and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            found = EVALUATED.findall(self._log.read_text(errors="replace")[self._read_to :])
+        return int(found[0]) if found else None
 
 
 class LlamaServer(Server):

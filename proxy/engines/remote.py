@@ -163,7 +163,8 @@ class RemoteEngine:
         return n_tokens + (self.info.budget.message_tokens if self.info else 0)
 
     def check(self, request: Generate) -> None:
-        refuse_what_is_missing(request)
+        """Before a server was found, only what no kind of server is asked for is refused."""
+        refuse_what_is_missing(request, self._session.server.kind if self._session else None)
 
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:

@@ -18,6 +18,7 @@ from proxy.engines.base import (
     Priority,
     Started,
 )
+from proxy.engines.remote_answer import AnswerText
 from proxy.engines.remote_stream import Details, Piece, Timings, Usage
 from proxy.engines.remote_turns import Ticket
 
@@ -52,6 +53,7 @@ class Call:
         self.completion_tokens: int | None = None
         """Counted here, where the server does not report it."""
         self._texts: list[str] = []
+        self._answer = AnswerText()
         self._held: list[Event] = []
         self._began_at = now
         self._started_at = 0.0
@@ -76,11 +78,12 @@ class Call:
         if not self.started:
             self._started_at = now
             self._give(Started(self.estimate_tokens, 0))
-        if piece.text and not self.warms:
-            self._texts.append(piece.text)
-            self._give(Delta(piece.text))
         if piece.finish_reason in STOPPED_SHORT:
             raise EngineCrashed("The upstream server gave up its answer.")
+        text = self._answer.feed(piece) + (self._answer.close() if piece.finish_reason else "")
+        if (text or piece.logprobs) and not self.warms:
+            self._texts.append(text)
+            self._give(Delta(text, logprobs=piece.logprobs))
         if piece.finish_reason:
             self.finish_reason = "length" if piece.finish_reason == "length" else "stop"
             self._ended_at = now

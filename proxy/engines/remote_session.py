@@ -237,7 +237,8 @@ class Session:
         probe = Probe(self._http, self._settings.upstream)
         if not messages or messages[-1]["role"] != "assistant":
             return await probe.rendered(messages)
-        before, mark, _ = (await probe.rendered([*messages, _user(MARK)])).rpartition(MARK)
+        whole = await probe.rendered([*messages, _user(MARK)])
+        before, mark, _ = whole.rpartition(MARK)
         return before if mark else ""
 
     async def _save(self, slot: int, conversation: str, *, n_tokens: int) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+
+from proxy.engines.base import TokenLogprob
 
 DONE = b"[DONE]"
 MAX_EVENT_BYTES = 1 << 20
@@ -84,13 +87,40 @@ class Timings(msgspec.Struct):
     predicted_ms: float | None = None
 
 
+class FunctionPart(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallPart(msgspec.Struct):
+    """Some more of a call of a tool; its arguments come in pieces."""
+
+    index: int = 0
+    function: FunctionPart | None = None
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[CallPart] | None = None
+
+
+class _Top(msgspec.Struct):
+    token: str = ""
+    logprob: float = 0.0
+    bytes: list[int] | None = None
+    top_logprobs: list[_Top] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Top] | None = None
 
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Chunk(msgspec.Struct):
@@ -112,6 +142,9 @@ class Piece:
     usage: Usage | None = None
     timings: Timings | None = None
     failed: bytes | None = None
+    reasoning: str = ""
+    calls: Sequence[CallPart] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 def piece(data: bytes) -> Piece:
@@ -125,8 +158,33 @@ def piece(data: bytes) -> Piece:
     if not chunk.choices:
         return Piece(usage=chunk.usage, timings=chunk.timings)
     choice = chunk.choices[0]
-    text = (choice.delta.content or "") if choice.delta else ""
-    return Piece(True, text, choice.finish_reason or None, chunk.usage, chunk.timings)
+    delta = choice.delta or _NOTHING
+    return Piece(
+        opens=True,
+        text=delta.content or "",
+        finish_reason=choice.finish_reason or None,
+        usage=chunk.usage,
+        timings=chunk.timings,
+        reasoning=delta.reasoning_content or delta.reasoning or "",
+        calls=delta.tool_calls or (),
+        logprobs=_logprobs(choice.logprobs) if choice.logprobs else (),
+    )
 
 
+def _logprobs(found: _Logprobs) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(
+            _token(one), one.logprob, tuple((_token(t), t.logprob) for t in one.top_logprobs or ())
+        )
+        for one in found.content or ()
+    )
+
+
+def _token(one: _Top) -> bytes:
+    if one.bytes is not None and all(0 <= b < 256 for b in one.bytes):
+        return bytes(one.bytes)
+    return one.token.encode("utf-8", "surrogatepass")
+
+
+_NOTHING = _Delta()
 _DECODER = msgspec.json.Decoder(_Chunk)

@@ -14,7 +14,7 @@ import msgspec
 from memory.calls import RESULT_CLOSE, RESULT_OPEN
 from memory.context import SYSTEM, Context, ContextMessage
 from memory.transcript import TOOL, USER
-from proxy.engines.base import Generate, Sampling
+from proxy.engines.base import Generate, JsonFormat, Sampling
 from proxy.engines.hermes import told
 from proxy.engines.remote_server import Kind, Server
 
@@ -84,7 +84,31 @@ def body(
         fields["max_tokens"] = max(1, max_tokens)
     if server.kind is Kind.LLAMA_SERVER:
         fields |= on_slot(slot)
+    fields |= asked_for(request, server.kind)
     return msgspec.json.encode(fields)
+
+
+def asked_for(request: Generate, kind: Kind) -> dict[str, Any]:
+    """What the answer is to be besides text: JSON, with log probabilities, without reasoning."""
+    fields: dict[str, Any] = {}
+    if isinstance(request.format, JsonFormat):
+        fields["response_format"] = json_format(request.format, kind)
+    if request.sampling.logprobs is not None:
+        fields |= {"logprobs": True, "top_logprobs": request.sampling.logprobs}
+    if kind is Kind.LLAMA_SERVER and not request.thinks:
+        fields["chat_template_kwargs"] = {"enable_thinking": False}
+    return fields
+
+
+def json_format(wanted: JsonFormat, kind: Kind) -> dict[str, Any]:
+    """llama_cpp.server refuses the type json_schema, and takes a schema beside json_object."""
+    if not wanted.schema:
+        return {"type": "json_object"}
+    schema = msgspec.json.decode(wanted.schema)
+    if kind is Kind.LLAMA_CPP:
+        return {"type": "json_object", "schema": schema}
+    named = {"name": "answer", "strict": True, "schema": schema}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def on_slot(slot: int | None) -> dict[str, Any]:

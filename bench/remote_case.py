@@ -1,0 +1,221 @@
+"""The original user's case: two chats side by side with their titles, on one small machine.
+
+`python -m bench.remote_case --systems bare,fold-bare` runs those; each adds its figures to the
+results file, so that a long series can be made in parts. Between two turns there is the gap in
+which a person reads and types: chatfold has `--gap-s` for its background work, and not longer; the
+others do nothing in it, so they are not kept waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+
+from bench.bounds import Check, at_least, at_most
+from bench.chats import Chat, UserTokens
+from bench.locomo import CHAT, user_turns
+from bench.servers import ROOT, Bare, BenchError, Chatfold, LlamaServer, Server
+
+CACHE_BYTES = 4 << 30
+ANSWER_TOKENS = 16
+TITLE = (
+    "Provide a concise, 5-word-or-less title for the conversation, using title case conventions. "
+    "Only return the title itself.\n\nConversation:\nUser: {user}\nAI: {answer}"
+)
+EDGE = 6
+SHARE = 1 / 3
+GROWTH = 1.5
+"""Flat: the new messages of a chat are not all of one length."""
+SLACK = 1.05
+"""Two runs of one system differ by this much."""
+
+SYSTEMS = {
+    "bare": "llama_cpp.server",
+    "bare-cache": "llama_cpp.server --cache",
+    "fold-bare": "chatfold before llama_cpp.server",
+    "fold-cache": "chatfold before llama_cpp.server --cache",
+    "llama-server": "llama-server",
+    "fold-llama-server": "chatfold before llama-server",
+    "embedded": "chatfold, embedded",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Times to first token of one system, in order, the two chats in turn; seconds."""
+
+    system: str
+    first_s: list[float]
+    wanted: int
+
+    @property
+    def sum_s(self) -> float:
+        return sum(self.first_s)
+
+    @property
+    def growth(self) -> float:
+        """The last turns against early ones, behind the first of each chat."""
+        early, late = self.first_s[2 : 2 + EDGE], self.first_s[-EDGE:]
+        return median(late) / median(early) if early and late else 0.0
+
+    def __str__(self) -> str:
+        middle = median(self.first_s) if self.first_s else 0.0
+        return (
+            f"{SYSTEMS[self.system]:42} {len(self.first_s)}/{self.wanted} answered, sum "
+            f"{self.sum_s:6.1f} s, p50 {middle:.2f} s, longest {max(self.first_s, default=0):.2f} s"
+            f", growing {self.growth:.2f}-fold"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _options(arguments)
+    # A plain death would leave the servers behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if not CHAT.exists():
+        print(f"skipped: {CHAT.name} is not there (shared/data/locomo beside the checkout)")
+        return 0
+    try:
+        return _measure(options)
+    except BenchError as exc:
+        print(f"bench: {exc}", file=sys.stderr)
+        return 1
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.remote_case", description=__doc__)
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="some of the names, by commas")
+    parser.add_argument("--turns", type=int, default=24, help="of each chat")
+    parser.add_argument("--n-ctx", type=int, default=4096)
+    parser.add_argument("--gap-s", type=float, default=15.0)
+    parser.add_argument("--anew", action="store_true", help="forget the figures of earlier runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench/results/remote_case.json")
+    return parser.parse_args(arguments)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    earlier: dict[str, Any] = {}
+    if options.results.exists() and not options.anew:
+        earlier = json.loads(options.results.read_text())["systems"]
+    runs = {name: Run(name, found["first_s"], found["wanted"]) for name, found in earlier.items()}
+    for name in options.systems.split(","):
+        if name not in SYSTEMS:
+            raise BenchError(f"unknown system {name!r}: one of {', '.join(SYSTEMS)}")
+        with tempfile.TemporaryDirectory(prefix="chatfold-bench-") as directory:
+            runs[name] = _run(name, options, Path(directory))
+        print(runs[name], flush=True)
+    checks = _checks(runs)
+    print("\n".join(map(str, checks)))
+    found = {
+        "gap_s": options.gap_s,
+        "systems": {name: run.__dict__ | {"sum_s": run.sum_s} for name, run in runs.items()},
+        "checks": [check.to_json() for check in checks],
+    }
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if all(check.holds for check in checks) else 1
+
+
+def _checks(runs: dict[str, Run]) -> list[Check]:
+    """As far as what they compare was run."""
+    checks = []
+    for name, run in runs.items():
+        if name.startswith(("fold", "embedded")):
+            answered = len(run.first_s)
+            checks.append(at_least(f"{SYSTEMS[name]}: turns answered", answered, run.wanted))
+            checks.append(at_most(f"{SYSTEMS[name]}: growing, fold", run.growth, GROWTH))
+    for ours, theirs, share in (
+        ("fold-bare", "bare", SHARE),
+        ("fold-llama-server", "bare", SHARE),
+        ("embedded", "bare", SHARE),
+        ("fold-bare", "bare-cache", 1),
+        ("fold-cache", "bare-cache", 1),
+        ("fold-llama-server", "llama-server", SLACK),
+    ):
+        if ours in runs and theirs in runs:
+            claim = f"{SYSTEMS[ours]} / {SYSTEMS[theirs]}: sums of times to first token"
+            checks.append(at_most(claim, runs[ours].sum_s / runs[theirs].sum_s, share))
+    return checks
+
+
+# -- one system ----------------------------------------------------------------------------------
+
+
+def _run(name: str, options: argparse.Namespace, directory: Path) -> Run:
+    lines, tokens = user_turns(CHAT, 2 * options.turns), UserTokens()
+    halves = lines[: options.turns], lines[options.turns :]
+    with _system(name, options.n_ctx, directory) as (client, rest):
+        chats = Chat(client, ANSWER_TOKENS), Chat(client, ANSWER_TOKENS)
+        first_s: list[float] = []
+        for number in range(options.turns):
+            for chat, texts in zip(chats, halves, strict=True):
+                text = texts[number]
+                turn = chat.say(text, new_tokens=tokens.count(text))
+                if turn.answer.ok and turn.answer.first_content_s is not None:
+                    first_s.append(turn.answer.first_content_s)
+                if number == 0:
+                    ask_title(client, text, turn.answer.text)
+                rest(options.gap_s)
+    return Run(name, first_s, 2 * options.turns)
+
+
+Rest = Callable[[float], None]
+
+
+@contextmanager
+def _system(name: str, window_tokens: int, directory: Path) -> Iterator[tuple[httpx.Client, Rest]]:
+    """Its client, and what is done between two turns."""
+    with ExitStack() as stack:
+        server: Server | None = None
+        if name.endswith(("bare", "bare-cache", "fold-cache")):
+            cache = CACHE_BYTES if name.endswith("cache") else 0
+            server = stack.enter_context(
+                Bare(directory, window_tokens=window_tokens, cache_bytes=cache)
+            )
+        elif name.endswith("llama-server"):
+            server = stack.enter_context(LlamaServer(directory, window_tokens=window_tokens))
+        if server and not name.startswith("fold"):
+            yield server.client, lambda gap_s: None
+            return
+        chatfold = Chatfold(
+            directory / "fold",
+            window_tokens=0 if server else window_tokens,
+            upstream=server.url if server else "",
+        )
+        stack.enter_context(chatfold)
+        yield chatfold.client, lambda gap_s: _rest(chatfold, gap_s)
+
+
+def _rest(chatfold: Chatfold, gap_s: float) -> None:
+    """The gap, or the part of it in which there is something to do."""
+    until = time.monotonic() + gap_s
+    while time.monotonic() < until and not chatfold.is_idle():
+        time.sleep(0.1)
+
+
+def ask_title(client: httpx.Client, user: str, answer: str) -> None:
+    """As LibreChat asks for one, behind the first answer; bounded, as small models do not end."""
+    content = TITLE.format(user=user, answer=answer)
+    body = {
+        "model": "default",
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": ANSWER_TOKENS,
+        "temperature": 0.2,
+        "stream": False,
+    }
+    client.post("/v1/chat/completions", json=body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""JSON, tools, reasoning and log probabilities on their way to a server and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from scripted_kinds import llama_cpp, llama_server
+from scripted_upstream import DONE, ROLE, Exchange, Upstream, end, frames, say
+from test_remote import ask, asking, serving, text
+
+from memory.calls import Call, text_with_calls
+from memory.context import Context, ContextMessage, Shape
+from proxy.config import RemoteConfig
+from proxy.engines.base import (
+    CallFormat,
+    Delta,
+    Generate,
+    JsonFormat,
+    Priority,
+    RequestRefused,
+    Sampling,
+    TokenLogprob,
+)
+
+pytestmark = pytest.mark.anyio
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+TOOLS = json.dumps([WEATHER])
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def delta(**fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
+
+
+def streaming(*values: Any) -> Any:
+    async def script(exchange: Exchange) -> None:
+        await exchange.stream(frames(ROLE, *values) + DONE)
+
+    return script
+
+
+def with_tools(*messages: tuple[str, str], **options: Any) -> Generate:
+    some = tuple(ContextMessage(role, (said,)) for role, said in messages)
+    context = Context(some, "", False, Shape(1, 10, 0, 0, 4, 0), tools=TOOLS)
+    return Generate("me", context, Priority.CHAT, **options)
+
+
+JSON_SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema", "sent"),
+    [
+        (llama_cpp, "", {"type": "json_object"}),
+        (llama_cpp, json.dumps(SCHEMA), {"type": "json_object", "schema": SCHEMA}),
+        (llama_server, json.dumps(SCHEMA), JSON_SCHEMA),
+        (Upstream, json.dumps(SCHEMA), JSON_SCHEMA),
+        (Upstream, "", {"type": "json_object"}),
+    ],
+)
+async def test_a_schema_goes_on_in_the_form_that_the_server_takes(
+    kind: Any, schema: str, sent: dict[str, Any]
+) -> None:
+    server = kind()
+    async with serving(server, remote=RemoteConfig()) as engine:
+        await ask(engine, asking(format=JsonFormat(schema)))
+    assert server.seen[-1].body["response_format"] == sent
+
+
+async def test_calls_that_come_in_pieces_become_the_text_of_a_call() -> None:
+    server = Upstream(
+        chat=streaming(
+            say("Let me look."),
+            delta(tool_calls=[{"index": 0, "id": "x", "function": {"name": "weather"}}]),
+            delta(tool_calls=[{"index": 0, "function": {"arguments": '{"a": '}}]),
+            delta(tool_calls=[{"index": 0, "function": {"arguments": '"Paris"}'}}]),
+            delta(tool_calls=[{"index": 1, "function": {"name": "weather", "arguments": "{}"}}]),
+            end("tool_calls"),
+        )
+    )
+    async with serving(server) as engine:
+        events = await ask(engine, with_tools(("user", "Weather?")))
+    calls = [Call("weather", '{"a": "Paris"}'), Call("weather", "{}")]
+    assert text(events) == text_with_calls("Let me look.", calls)
+
+
+@pytest.mark.parametrize("kind", [llama_cpp, llama_server, Upstream])
+async def test_every_server_is_told_tools_and_calls_in_words(kind: Any) -> None:
+    called = text_with_calls("", [Call("weather", '{"a": "Paris"}')])
+    server = kind()
+    async with serving(server, remote=RemoteConfig()) as engine:
+        request = with_tools(("user", "Weather?"), ("assistant", called), ("tool", "Rain"))
+        await ask(engine, request)
+    body = server.seen[-1].body
+    assert "tools" not in body
+    system, _, assistant, result = body["messages"]
+    assert "weather" in system["content"]
+    assert assistant == {"role": "assistant", "content": called}
+    assert result["role"] == "user"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+async def test_reasoning_comes_between_the_tags_that_the_proxy_knows(name: str) -> None:
+    server = Upstream(
+        chat=streaming(delta(**{name: "Hm, "}), delta(**{name: "so."}), say("Yes."), end())
+    )
+    async with serving(server) as engine:
+        assert text(await ask(engine)) == "<think>Hm, so.</think>Yes."
+        server.chat = streaming(delta(**{name: "Hm"}), end("length"))
+        assert text(await ask(engine)) == "<think>Hm</think>"
+
+
+async def test_log_probabilities_are_passed_on_and_back() -> None:
+    told = {"token": "Hé", "logprob": -0.5, "bytes": [72, 195, 169], "top_logprobs": [
+        {"token": "Hé", "logprob": -0.5, "bytes": None}]}  # fmt: skip
+    chunk = say("Hé")
+    chunk["choices"][0]["logprobs"] = {"content": [told]}
+    server = Upstream(chat=streaming(chunk, end()))
+    request = replace(asking(), sampling=Sampling(logprobs=1))
+    async with serving(server) as engine:
+        engine.check(request)
+        events = await ask(engine, request)
+    (said,) = [e for e in events if isinstance(e, Delta)]
+    token = "Hé".encode()
+    assert said.logprobs == (TokenLogprob(token, -0.5, ((token, -0.5),)),)
+    assert (server.seen[0].body["logprobs"], server.seen[0].body["top_logprobs"]) == (True, 1)
+
+
+async def test_what_no_server_is_asked_for_is_refused_at_once() -> None:
+    async with serving(llama_cpp()) as engine:
+        for request, param in (
+            (asking(n=2), "n"),
+            (asking(format=CallFormat(("weather",))), "tool_choice"),
+            (asking(raw="Once upon"), "prompt"),
+            (asking(sampling=Sampling(logprobs=2)), "logprobs"),
+        ):
+            with pytest.raises(RequestRefused) as refused:
+                engine.check(request)
+            assert refused.value.param == param
