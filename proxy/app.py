@@ -27,10 +27,12 @@ from proxy.answering import Called, Message, Thought
 from proxy.anypath import AnyPath
 from proxy.background import BackgroundModel, EngineTokens
 from proxy.chat import Chats, Plan
+from proxy.completions import TextReply, Texts, parse_text
 from proxy.config import Config, model_file
 from proxy.counted import Counted
 from proxy.disconnect import STREAM_HEADERS, EventStream, run_until_disconnect
 from proxy.doctor import DATABASE
+from proxy.embeddings import embeddings_object, parse_embeddings
 from proxy.engine_metrics import EngineCollector
 from proxy.engines.base import Delta, Engine, EngineError, EngineUnavailable, Finished, TokenLogprob
 from proxy.errors import ApiError, LastResort, as_api_error, exception_handlers, too_large
@@ -62,6 +64,8 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
     """
     routes = [
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
@@ -384,6 +388,33 @@ def _usage(finished: Finished) -> Usage:
         finished.completion_tokens,
         finished.reasoning_tokens,
     )
+
+
+# -- texts and vectors ---------------------------------------------------------------------------
+
+
+async def completions(request: Request) -> Response:
+    _authorize(request)
+    state = request.app.state
+    wanted = parse_text(await _body(request, state.config.max_body_bytes))
+    owner, key = owner_of(request.headers, wanted.user), bearer_token(request.headers)
+    texts = Texts(state.engine, state.metrics, state.config.timeouts)
+    texts.check(wanted, owner)
+    reply = TextReply(f"cmpl-{secrets.token_hex(12)}", int(time.time()), wanted.model)
+    if wanted.stream:
+        frames = texts.frames(wanted, owner, key, reply)
+        return EventStream(frames, ping_s=state.config.timeouts.ping_s)
+    work = texts.completion(wanted, owner, key, reply)
+    return _json(await run_until_disconnect(request.receive, work))
+
+
+async def embeddings(request: Request) -> Response:
+    _authorize(request)
+    state = request.app.state
+    wanted = parse_embeddings(await _body(request, state.config.max_body_bytes))
+    work = state.engine.embed(wanted.inputs)
+    found = await run_until_disconnect(request.receive, work)
+    return _json(embeddings_object(wanted, found))
 
 
 # -- everything else -----------------------------------------------------------------------------

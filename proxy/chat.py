@@ -4,10 +4,9 @@ keeper.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -29,12 +28,12 @@ from memory.ports import TokenCounter
 from memory.store import Store, StoreError
 from memory.transcript import Transcript
 from proxy.answering import Answering, ClientEvent
+from proxy.bounds import within_bounds
 from proxy.config import TimeoutsConfig
 from proxy.engines.base import (
     CallFormat,
     ContextOverflow,
     Engine,
-    EngineUnavailable,
     Event,
     Finished,
     Generate,
@@ -285,26 +284,12 @@ class Chats:
     async def _ask(self, plan: Plan) -> AsyncGenerator[Event, None]:
         arrived = time.monotonic()
         async with self._engine.generate(_wanted(plan)) as events:
-            async for event in self._within_bounds(events):
+            async for event in within_bounds(events, self._timeouts):
                 if isinstance(event, Started) and not plan.aside:
                     self._metrics.first_token(time.monotonic() - arrived)
                 elif isinstance(event, Finished):
                     self._count(event, SIDE if plan.aside else CHAT)
                 yield event
-
-    async def _within_bounds(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
-        limit_s = self._timeouts.queue_s + self._timeouts.first_token_s
-        while True:
-            try:
-                async with asyncio.timeout(limit_s):
-                    event = await anext(events)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as exc:
-                sentence = f"The model gave no token for {limit_s:g} seconds."
-                raise EngineUnavailable(sentence) from exc
-            yield event
-            limit_s = self._timeouts.between_tokens_s
 
     def _count(self, finished: Finished, work: str) -> None:
         if work == CHAT:

@@ -46,6 +46,7 @@ RANDOM_SEED = 2**32 - 1
 DEFAULTS = Sampling()
 
 Number = TypeVar("Number", int, float)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,9 @@ class _TemplateOptions(msgspec.Struct, frozen=True):
     enable_thinking: bool | None = None
 
 
-class _Body(msgspec.Struct, frozen=True):
-    messages: list[_Message] | None = None
+class Options(msgspec.Struct, frozen=True):
+    """What chats and plain texts have in common."""
+
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
@@ -116,9 +118,17 @@ class _Body(msgspec.Struct, frozen=True):
     repeat_penalty: float | None = None
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class _Body(Options, frozen=True):
+    messages: list[_Message] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
     tools: msgspec.Raw = msgspec.Raw(b"null")
     tool_choice: msgspec.Raw = msgspec.Raw(b"null")
     parallel_tool_calls: bool | None = None
@@ -132,17 +142,16 @@ _decoder = msgspec.json.Decoder(_Body)
 
 def parse_chat(body: bytes) -> ChatRequest:
     """Raises ApiError (400, one sentence, `param` where one is to blame) and nothing else."""
-    request = _decode(body)
-    options = request.stream_options or _StreamOptions()
+    request = decode(body, _decoder)
     return ChatRequest(
         model=request.model or "",
         transcript=_transcript(request.messages),
-        sampling=_sampling(request),
+        sampling=sampling_of(request, logprobs=_logprobs(request)),
         stream=bool(request.stream),
-        include_usage=bool(options.include_usage),
+        include_usage=request.wants_usage,
         max_tokens=_max_tokens(request),
         user=request.user or None,
-        n=_number(request, "n", 1, 1, MAX_CHOICES),
+        n=number(request, "n", 1, 1, MAX_CHOICES),
         tools=_tools(request),
         format=parse_format(request.response_format),
         thinks=(request.chat_template_kwargs or _TemplateOptions()).enable_thinking is not False,
@@ -159,9 +168,10 @@ def _tools(request: _Body) -> Tools:
     )
 
 
-def _decode(body: bytes) -> _Body:
+def decode(body: bytes, decoder: msgspec.json.Decoder[S]) -> S:
+    """Raises ApiError."""
     try:
-        return _decoder.decode(body.decode("utf-8"))
+        return decoder.decode(body.decode("utf-8"))
     except UnicodeDecodeError as exc:
         raise bad_request(f"The body is not UTF-8 (byte {exc.start}).") from exc
     except RecursionError as exc:
@@ -261,23 +271,25 @@ def _part_text(part: _Part, where: str) -> str:
     raise bad_request(sentence, param=where)
 
 
-def _sampling(request: _Body) -> Sampling:
+def sampling_of(request: Options, *, logprobs: int | None) -> Sampling:
+    """Raises ApiError."""
     return Sampling(
-        temperature=_number(request, "temperature", DEFAULTS.temperature, 0.0, 5.0),
-        top_p=_number(request, "top_p", DEFAULTS.top_p, 0.0, 1.0),
-        top_k=_number(request, "top_k", DEFAULTS.top_k, -1, MAX_TOKEN_ID),
-        min_p=_number(request, "min_p", DEFAULTS.min_p, 0.0, 1.0),
+        temperature=number(request, "temperature", DEFAULTS.temperature, 0.0, 5.0),
+        top_p=number(request, "top_p", DEFAULTS.top_p, 0.0, 1.0),
+        top_k=number(request, "top_k", DEFAULTS.top_k, -1, MAX_TOKEN_ID),
+        min_p=number(request, "min_p", DEFAULTS.min_p, 0.0, 1.0),
         seed=_seed(request),
-        presence_penalty=_number(request, "presence_penalty", 0.0, -2.0, 2.0),
-        frequency_penalty=_number(request, "frequency_penalty", 0.0, -2.0, 2.0),
-        repeat_penalty=_number(request, "repeat_penalty", DEFAULTS.repeat_penalty, 0.01, 10.0),
+        presence_penalty=number(request, "presence_penalty", 0.0, -2.0, 2.0),
+        frequency_penalty=number(request, "frequency_penalty", 0.0, -2.0, 2.0),
+        repeat_penalty=number(request, "repeat_penalty", DEFAULTS.repeat_penalty, 0.01, 10.0),
         logit_bias=_logit_bias(request.logit_bias or {}),
         stop=_stops(request.stop),
-        logprobs=_logprobs(request),
+        logprobs=logprobs,
     )
 
 
-def _number(request: _Body, name: str, default: Number, low: Number, high: Number) -> Number:
+def number(request: Options, name: str, default: Number, low: Number, high: Number) -> Number:
+    """The field, if it is within these bounds. Raises ApiError."""
     value: Number | None = getattr(request, name)
     if value is None:
         return default
@@ -291,20 +303,20 @@ def _logprobs(request: _Body) -> int | None:
     if request.top_logprobs is not None and not request.logprobs:
         sentence = "`top_logprobs` is given out with `logprobs` only: set it to true."
         raise bad_request(sentence, param="top_logprobs")
-    top = _number(request, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
+    top = number(request, "top_logprobs", 0, 0, MAX_TOP_LOGPROBS)
     return top if request.logprobs else None
 
 
-def _seed(request: _Body) -> int | None:
-    seed = _number(request, "seed", RANDOM_SEED, -MAX_INT - 1, MAX_INT) % 2**32
+def _seed(request: Options) -> int | None:
+    seed = number(request, "seed", RANDOM_SEED, -MAX_INT - 1, MAX_INT) % 2**32
     return None if seed == RANDOM_SEED else seed
 
 
-def _max_tokens(request: _Body) -> int | None:
+def _max_tokens(request: Options) -> int | None:
     """`max_completion_tokens`, the newer name, wins."""
     newer, older = "max_completion_tokens", "max_tokens"
     name = older if request.max_completion_tokens is None else newer
-    return _number(request, name, 0, 1, MAX_INT) or None
+    return number(request, name, 0, 1, MAX_INT) or None
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
