@@ -78,7 +78,7 @@ class EngineConfig:
         "Longest time in seconds for one step of the model, at most n_ubatch or 128 tokens, the "
         "larger: then it is taken for stuck and started again. A large model on a slow processor "
         "may well need a minute or two.",
-        low=1,
+        low=5,
     )
     snapshot_bytes: int = _key(
         2**30,

@@ -438,7 +438,9 @@ def test_a_process_that_is_stuck_is_started_again_and_who_waited_is_answered(loa
             waited = asyncio.create_task(answer(engine, ask("Hello")))
             await until(lambda: busy(engine, waiting=True))
             os.kill(engine.status()["pid"], signal.SIGSTOP)
-            with pytest.raises(EngineCrashed, match=r"stuck \(it answered nothing for 3 seconds\)"):
+            with pytest.raises(
+                EngineCrashed, match=r"stuck \(it gave no sign of life for 3 seconds\)"
+            ):
                 await ran
             _, end = await waited
             assert end.completion_tokens
@@ -447,7 +449,7 @@ def test_a_process_that_is_stuck_is_started_again_and_who_waited_is_answered(loa
     asyncio.run(main())
 
 
-def test_a_model_that_makes_no_step_is_stuck_though_its_process_answers(
+def test_a_model_that_makes_no_step_is_stuck_though_its_process_lives(
     load: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = """

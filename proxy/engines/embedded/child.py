@@ -1,6 +1,6 @@
 """The model process: `python -m proxy.engines.embedded.child`, spoken to over stdin and stdout.
 
-Two threads. The reader takes commands, renders and tokenizes prompts, answers counts, and raises
+Three threads. The reader takes commands, renders and tokenizes prompts, answers counts, and raises
 the abort flag when something arrives that must not wait for the batch at hand. The main thread
 owns the model and does nothing but run the scheduler. The process ends when stdin ends.
 """
@@ -33,11 +33,9 @@ from proxy.engines.embedded.protocol import (
     Command,
     Count,
     CountTools,
-    Embed,
     Forget,
     Load,
-    Ping,
-    Pong,
+    Pulse,
     Read,
     Reply,
     Submit,
@@ -53,6 +51,7 @@ READ_BYTES = 1 << 16
 IDLE_WAIT_S = 60.0
 IDLE_SAVE_S = 30.0
 """Quiet time after which sequences are written to disk: most chats have come to rest by then."""
+PULSE_S = 1.0
 PR_SET_PDEATHSIG = 1
 LAST_SAVE_S = 4.0
 """How long the process may write snapshots once its parent has gone or told it to end."""
@@ -206,6 +205,8 @@ def main() -> None:
     embeddings = Embeddings(embedder, emit=outbox.send, gate=inbox.enter)
     reader = Reader(frames, inbox, outbox, llama, prompter, embedder)
     threading.Thread(target=reader.run, name="reader", daemon=True).start()
+    pulse = threading.Thread(target=_pulse, args=(inbox, reader, outbox), name="pulse", daemon=True)
+    pulse.start()
     trace = EngineTrace(Trace(load.trace_path))
     scheduler = Scheduler(
         llama,
@@ -263,6 +264,15 @@ def _handle(scheduler: Scheduler, embeddings: Embeddings, item: Item) -> None:
             os._exit(0)
 
 
+def _pulse(inbox: Inbox, reader: Reader, outbox: Outbox) -> None:
+    """A thread of its own: a prompt of megabytes keeps the reader busy for a minute."""
+    with suppress(BrokenPipeError):
+        while True:
+            threads = tuple((t.steps, t.idle) for t in (inbox, reader))
+            outbox.send(Pulse(threads, _rss_bytes()))
+            time.sleep(PULSE_S)
+
+
 class Reader:
     """Turns commands into work for the engine thread."""
 
@@ -281,13 +291,18 @@ class Reader:
         self._llama = llama
         self._prompter = prompter
         self._embedder = embedder
+        self.steps = 0
+        """Commands that were handled."""
+        self.idle = True
 
     def run(self) -> NoReturn:
         # Whatever ends this loop ends the process: without its parent it has no purpose, and a
         # frame that cannot be read means that the two no longer understand each other.
         try:
             for body in self._frames:
+                self.idle = False
                 self._handle(protocol.command(body))
+                self.steps, self.idle = self.steps + 1, True
         except Exception:
             traceback.print_exc()
             sys.stderr.flush()
@@ -309,10 +324,6 @@ class Reader:
                 self._outbox.send(protocol.Counted(id=id_, counts=counts))
             case CountTools():
                 self._count_tools(command)
-            case Ping():
-                self._outbox.send(Pong(self._inbox.steps, self._inbox.idle, _rss_bytes()))
-            case Embed(id=id_, inputs=inputs):
-                self._embed(id_, inputs)
             case Load():
                 raise ValueError("a second Load")
 

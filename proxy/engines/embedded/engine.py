@@ -61,7 +61,7 @@ restart does not wait long."""
 TERMINATE_S = 5.0
 LAST_WORDS_S = 1.0
 COUNT_S = 30.0
-PING_S = 5.0
+LOOK_S = 5.0
 EMBEDDINGS_MOST = 16
 """Requests for embeddings that may wait."""
 STDERR_LINES = 40
@@ -422,11 +422,12 @@ class EmbeddedEngine:
         except TimeoutError:
             self._kill(process, f"it did not load within {s.start_s + s.stuck_s:g} seconds")
             return
-        every_s = min(PING_S, s.stuck_s / 4)
+        every_s = min(LOOK_S, s.stuck_s / 4)
         self._watch = watch = Watch(every_s=every_s, stuck_s=s.stuck_s)
-        while not (trouble := watch.look()):
-            self._send(protocol.Ping())
+        trouble = ""
+        while not trouble:
             await asyncio.sleep(every_s)
+            trouble = watch.look()
         self._kill(process, trouble)
 
     def _kill(self, process: asyncio.subprocess.Process, why: str) -> None:
@@ -445,10 +446,10 @@ class EmbeddedEngine:
                 self._give_up(message, broken=True)
             case protocol.Stats():
                 self._stats = reply
-            case protocol.Pong(steps=steps, idle=idle, rss_bytes=rss_bytes):
+            case protocol.Pulse(threads=threads, rss_bytes=rss_bytes):
                 self._rss_bytes = rss_bytes
                 if self._watch:
-                    self._watch.answered(steps, idle=idle)
+                    self._watch.pulse(threads)
             case protocol.Counted(id=id_, counts=counts):
                 if (future := self._counts.get(id_)) and not future.done():
                     future.set_result(list(counts))

@@ -139,11 +139,7 @@ class Forget(msgspec.Struct, frozen=True, tag=True):
     owner: str
 
 
-class Ping(msgspec.Struct, frozen=True, tag=True):
-    """Answered by a Pong at once, whatever the model does meanwhile."""
-
-
-Command = Load | Submit | Cancel | Read | Count | CountTools | Embed | Forget | Ping
+Command = Load | Submit | Cancel | Read | Count | CountTools | Embed | Forget
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -229,13 +225,13 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
     counts: tuple[int, ...]
 
 
-class Pong(msgspec.Struct, frozen=True, tag=True):
-    """`steps` grows with each batch and whatever else the engine thread does; `idle` says that it
-    waits for work. `rss_bytes` is the memory of the process.
+class Pulse(msgspec.Struct, frozen=True, tag=True):
+    """Sent every second, whatever the process does. For each of its two threads (the model's, and
+    the one that reads commands): how many steps it has taken so far, and whether it waits for work.
+    `rss_bytes` is the memory of the process.
     """
 
-    steps: int
-    idle: bool
+    threads: tuple[tuple[int, bool], ...]
     rss_bytes: int
 
 
@@ -264,7 +260,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
 Reply = (
     Loaded
     | Fatal
-    | Pong
+    | Pulse
     | Taken
     | Began
     | Text

@@ -1,4 +1,4 @@
-"""Whether the model process is stuck, judged by what it answers: pure, and without a clock.
+"""Whether the model process is stuck, judged by its pulse: pure, and without a clock.
 
 Time is counted in looks: `every_s` for each that was really taken. Where the whole machine or
 container stood still, no look was taken, and nobody is blamed for the time.
@@ -6,9 +6,10 @@ container stood still, no look was taken, and nobody is blamed for the time.
 
 from __future__ import annotations
 
-UNANSWERED_S = 60.0
-"""A process that answers nothing for so long is stuck, whatever it does: the thread that answers
-does nothing else but tokenize."""
+from collections.abc import Sequence
+
+SILENT_S = 60.0
+"""A process without a pulse for so long is stuck, whatever it does: it sends one every second."""
 
 
 class Watch:
@@ -18,27 +19,32 @@ class Watch:
         """`stuck_s` is the longest that one step of the model may take."""
         self._every_s = every_s
         self._stuck_s = stuck_s
-        self._unanswered_s = min(UNANSWERED_S, stuck_s)
+        self._silent_s = min(SILENT_S, stuck_s)
         self._silent = 0
-        self._still = 0
-        self._steps = -1
+        self._still: list[int] = []
+        """For each thread, the looks since it was last seen to move or to have nothing to do."""
+        self._steps: list[int] = []
 
     def __repr__(self) -> str:
-        return f"<Watch silent={self._silent} still={self._still} looks, step {self._steps}>"
+        return f"<Watch silent={self._silent} still={self._still} looks, steps {self._steps}>"
 
-    def answered(self, steps: int, *, idle: bool) -> None:
-        """The process has taken `steps` steps so far; `idle` says that it has nothing to do."""
+    def pulse(self, threads: Sequence[tuple[int, bool]]) -> None:
+        """Each thread of the process has taken so many steps so far, and is idle or not."""
         self._silent = 0
-        if idle or steps != self._steps:
-            self._still = 0
-        self._steps = steps
+        before = self._steps or [-1] * len(threads)
+        still = self._still or [0] * len(threads)
+        self._still = [
+            0 if idle or steps != last else n
+            for (steps, idle), last, n in zip(threads, before, still, strict=True)
+        ]
+        self._steps = [steps for steps, _ in threads]
 
     def look(self) -> str:
         """Counts one look. Why the process must go, or "" when it may stay."""
         self._silent += 1
-        self._still += 1
-        if self._silent * self._every_s > self._unanswered_s:
-            return f"it answered nothing for {self._unanswered_s:g} seconds"
-        if self._still * self._every_s > self._stuck_s:
+        self._still = [n + 1 for n in self._still]
+        if self._silent * self._every_s > self._silent_s:
+            return f"it gave no sign of life for {self._silent_s:g} seconds"
+        if any(n * self._every_s > self._stuck_s for n in self._still):
             return f"one step took longer than {self._stuck_s:g} seconds"
         return ""
