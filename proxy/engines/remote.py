@@ -53,6 +53,8 @@ INTERRUPTIONS_MOST = 8
 KEYS_MOST = 1024
 AHEAD_S = 1.0
 """Quiet time before the next chat is made ready: whoever asks a title does so at once."""
+ANNOUNCED_S = 0.1
+"""From counting a message to asking for its answer."""
 NO_CONTEXT = Context((), "", False, Shape(0, 0, 0, 0, 0, 0))
 
 
@@ -69,6 +71,7 @@ class RemoteEngine:
         self._calls: dict[Call, asyncio.Task[None]] = {}
         self._ahead: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._forgetting: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._keys: OrderedDict[str, str] = OrderedDict()
         """The key that each owner's client last sent, where keys are forwarded: for the background
@@ -121,6 +124,8 @@ class RemoteEngine:
             call.life.cancel()
         if self._calls:
             await asyncio.wait(self._calls.values())
+        if self._forgetting:
+            await asyncio.wait(self._forgetting.values())
         if self._reading:
             await self._reading
         if self._watch:
@@ -186,8 +191,14 @@ class RemoteEngine:
                 await asyncio.wait([task])
 
     async def forget(self, owner: str) -> None:
-        """Nothing but the owner's key: the server's own cache is out of reach."""
+        """The owner's key, and llama-server's slots and files where slots can be saved and erased;
+        another server's own cache is out of reach."""
         self._keys.pop(owner, None)
+        session = self._session
+        if session and session.server.saves_slots and owner not in self._forgetting:
+            task = asyncio.create_task(self._forget_slots(session, owner), name="remote-forget")
+            self._forgetting[owner] = task
+            task.add_done_callback(lambda _: self._forgetting.pop(owner, None))
 
     def status(self) -> dict[str, Any]:
         info, session, classes = self.info, self._session, [p.name.lower() for p in Priority]
@@ -201,7 +212,7 @@ class RemoteEngine:
             "window_tokens": info.budget.window_tokens if info else None,
             "details": info.details if info else {},
             "calibration": repr(self._counter.calibration),
-            "slots": repr(session.slots) if session else None,
+            "slots": repr(session.seats) if session else None,
             "running": dict(zip(classes, self._turns.running(), strict=True)),
             "waiting": dict(zip(classes, self._turns.waiting(), strict=True)),
             "ahead": int(self._ahead is not None and not self._ahead.done()),
@@ -212,7 +223,7 @@ class RemoteEngine:
         """Raises AssertionError when the line or the books of slots are out of order."""
         self._turns.check_integrity()
         if self._session:
-            self._session.slots.check_integrity()
+            self._session.seats.slots.check_integrity()
 
     # -- one request -----------------------------------------------------------------------------
 
@@ -280,7 +291,17 @@ class RemoteEngine:
             await self._turn(ticket)
             return await session.count(texts)
         finally:
+            # What is counted is mostly about to be asked. Work in the background that began in
+            # between would be in its way: the server finishes the prompt it has begun.
+            self._turns.announce()
+            asyncio.get_running_loop().call_later(ANNOUNCED_S, self._turns.arrived)
             self._turns.leave(ticket)
+
+    async def _forget_slots(self, session: Session, owner: str) -> None:
+        try:
+            await session.seats.forget(owner)
+        except EngineError as exc:
+            log.warning("slots were not emptied: %s", exc)
 
     def _with_key(self, request: Generate) -> Generate:
         if not self._settings.forwards_key:

@@ -31,6 +31,10 @@ class SlotFiles:
         holds, n_tokens = self._holds.get(preferred(conversation, self._n or 1), ("", 0))
         return n_tokens if holds == conversation else 0
 
+    def conversations(self) -> list[str]:
+        """Those of which something is kept."""
+        return [conversation for conversation, _ in self._holds.values()]
+
     def lost(self, conversation: str) -> None:
         if self.tokens(conversation):
             del self._holds[preferred(conversation, self._n)]

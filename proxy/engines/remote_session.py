@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 
 import anyio
 import msgspec
@@ -16,12 +16,11 @@ from proxy.engines.remote_ahead import Resident, Rotation, steps
 from proxy.engines.remote_call import Call
 from proxy.engines.remote_count import Counter
 from proxy.engines.remote_errors import failure, failure_in_stream
-from proxy.engines.remote_files import SlotFiles
 from proxy.engines.remote_http import Answer, Http, bearer
 from proxy.engines.remote_probe import MARK, Found, Probe
+from proxy.engines.remote_seats import Seats
 from proxy.engines.remote_server import Kind, Server, get
 from proxy.engines.remote_settings import RemoteSettings
-from proxy.engines.remote_slots import SIDE, Slots
 from proxy.engines.remote_stream import DONE, BadStream, Frames, Timings, piece
 from proxy.engines.remote_wire import Message
 
@@ -31,8 +30,6 @@ TRAILER_S = 2.0
 """For what comes behind the finish_reason: usage, [DONE]."""
 DRAIN_S = 0.25
 """For the last bytes behind [DONE], without which the connection cannot be used again."""
-SLOT_FILE_S = 10.0
-"""For the server to write or read a slot."""
 MAX_ANSWER_BYTES = 64 << 20
 """Answers are held for slow readers, so that these do not hold up everybody else's turn."""
 
@@ -54,8 +51,12 @@ class Session:
         self.tokenizer = found.tokenizer
         self._settings = settings
         self._counter = counter
-        self.slots = Slots(found.server.places)
-        self.files = SlotFiles(settings.slot_files if found.server.saves_slots else 0)
+        self.seats = Seats(
+            http,
+            settings.upstream.root,
+            n=found.server.places,
+            n_files=settings.slot_files if found.server.saves_slots else 0,
+        )
         self.rotation = Rotation()
         self.resident = Resident()
         self._takes_usage = False if self._is(Kind.LLAMA_CPP) else None
@@ -66,19 +67,21 @@ class Session:
 
     def inherit(self, earlier: Session) -> None:
         """What outlives a restart of the same server: its files, and who speaks after whom."""
-        self.files, self.rotation = earlier.files, earlier.rotation
+        self.seats.inherit(earlier.seats)
+        self.rotation = earlier.rotation
 
     def lost(self) -> None:
         """Nothing is known any more of what the server holds."""
         self.resident.clear()
-        self.slots.clear()
+        self.seats.slots.clear()
 
     async def carry_out(self, call: Call) -> None:
         """One attempt, from the request to the end of the answer. Raises EngineError; the answer's
         parts are in `call`."""
         if not self._is(Kind.LLAMA_SERVER):
             return await self._ask(call, None)
-        async with self._on_slot(call) as slot:
+        request = call.request
+        async with self.seats.seat(request.conversation, request.owner) as slot:
             await self._ask(call, slot)
 
     def spoke(self, call: Call) -> None:
@@ -197,20 +200,6 @@ class Session:
 
     # -- llama-server: slots ---------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _on_slot(self, call: Call) -> AsyncIterator[int | None]:
-        """A slot for the call: the conversation's own, or one that is free, with what was saved of
-        the conversation put into it."""
-        conversation = call.request.conversation or SIDE
-        slot, stays = self.slots.take(conversation)
-        try:
-            if slot is not None and not stays:
-                await self._restore(slot, conversation)
-            yield slot
-        finally:
-            if slot is not None:
-                self.slots.leave(slot)
-
     async def _warm_slot(self, call: Call, slot: int | None) -> bool:
         """Evaluates a context up to where the next message will stand, and generates nothing. False
         where the server does not say what its prompts look like."""
@@ -229,7 +218,8 @@ class Session:
         now = anyio.current_time()
         call.warmed(prompt_tokens=cached + evaluated, cached_tokens=cached, now=now)
         if slot is not None:
-            await self._save(slot, call.request.conversation, n_tokens=cached + evaluated)
+            conversation = call.request.conversation
+            await self.seats.save(slot, conversation, n_tokens=cached + evaluated)
         return True
 
     async def _prompt(self, messages: list[Message]) -> str:
@@ -240,32 +230,6 @@ class Session:
         whole = await probe.rendered([*messages, _user(MARK)])
         before, mark, _ = whole.rpartition(MARK)
         return before if mark else ""
-
-    async def _save(self, slot: int, conversation: str, *, n_tokens: int) -> None:
-        """Keeps the slot in a file, where the file would hold less of the conversation."""
-        name = self.files.name(conversation)
-        if not name or not conversation or n_tokens == self.files.tokens(conversation):
-            return
-        if await self._slot_file(slot, "save", name):
-            self.files.saved(conversation, n_tokens=n_tokens)
-
-    async def _restore(self, slot: int, conversation: str) -> None:
-        if not self.files.tokens(conversation):
-            return
-        if not await self._slot_file(slot, "restore", self.files.name(conversation)):
-            self.files.lost(conversation)
-
-    async def _slot_file(self, slot: int, action: str, name: str) -> bool:
-        """Whether it was done. What is not saved or restored is evaluated again, no more."""
-        url = f"{self._settings.upstream.root}/slots/{slot}?action={action}"
-        body = msgspec.json.encode({"filename": name})
-        with anyio.move_on_after(SLOT_FILE_S):
-            async with self._http.exchange("POST", url, body) as answer:
-                received = await answer.body()
-            if answer.status == 200:
-                return True
-            log.warning("slot %d: %s failed: %s", slot, action, failure(answer.status, received))
-        return False
 
     # -- llama_cpp.server: one sequence ----------------------------------------------------------
 

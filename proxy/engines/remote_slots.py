@@ -52,6 +52,15 @@ class Slots:
         """Nobody sits anywhere: the server is a new one."""
         self._sitting = [None] * len(self._sitting)
 
+    def free(self, slot: int) -> bool:
+        return slot not in self._in_use
+
+    def forget(self, conversation: str) -> None:
+        """Nobody sits where it sat; a request that runs there goes on."""
+        slot = self.slot_of(conversation)
+        if slot is not None:
+            self._sitting[slot] = SIDE if slot in self._in_use else None
+
     def slot_of(self, conversation: str) -> int | None:
         return self._sitting.index(conversation) if conversation in self._sitting else None
 

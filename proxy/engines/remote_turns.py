@@ -50,6 +50,7 @@ class Turns:
         self._numbers = count()
         self._waiting: list[Ticket] = []
         self._running: list[Ticket] = []
+        self._announced = 0
         self.interruptions = 0
 
     def __repr__(self) -> str:
@@ -83,6 +84,15 @@ class Turns:
             self._running.remove(ticket)
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
+        self._call_next()
+
+    def announce(self) -> None:
+        """A user's request is about to enter: nothing else begins until `arrived`."""
+        self._announced += 1
+
+    def arrived(self) -> None:
+        """One that was announced has entered, or will not."""
+        self._announced -= 1
         self._call_next()
 
     def would_wait(self, priority: Priority) -> bool:
@@ -127,7 +137,8 @@ class Turns:
     def _may_run(self, ticket: Ticket) -> bool:
         is_room = len(self._running) < self._places
         behind = self._exclusive and any(t.priority < ticket.priority for t in self._running)
-        return is_room and not behind
+        announced = self._announced > 0 and ticket.priority is not Priority.CHAT
+        return is_room and not behind and not announced
 
     def _interrupt_for(self, ticket: Ticket) -> None:
         lower = [t for t in self._running if t.priority > ticket.priority]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.servers import Server
+
 from .serving import ROOT, Proxy
 
 SOURCE = Path(__file__).parent / "node_librechat"
@@ -45,7 +47,7 @@ class Client:
 
 
 @contextmanager
-def librechat(proxy: Proxy, path: str = "/v1") -> Iterator[Client]:
+def librechat(proxy: Proxy | Server, path: str = "/v1") -> Iterator[Client]:
     shutil.copyfile(SOURCE / "client.mjs", INSTALLED / "client.mjs")
     process = subprocess.Popen(
         ["node", "client.mjs"],

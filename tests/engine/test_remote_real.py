@@ -186,6 +186,33 @@ async def test_a_slot_that_was_saved_comes_back_after_a_restart_of_the_server(
             assert last.prompt_tokens - last.cached_tokens < 30
 
 
+async def test_estimates_are_within_two_percent_after_three_answers(
+    llama_server: LlamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that offers no tokenizer: what comes back with its answers is all there is."""
+    monkeypatch.setattr("proxy.engines.remote_probe.is_llama_server", lambda props: False)
+    questions = [
+        "What grows in a garden by the sea, and who looks after it in winter?",
+        "def f(x):\n    return [y ** 2 for y in range(x) if y % 3]\n\nWhat does this do?",
+        "Wie heißt das auf Deutsch: the keeper of the lighthouse writes every evening?",
+        LONG[:300],
+        "And in a few words: why?",
+        "Please list three more of them, each with its own shelf and a short reason.",
+    ]
+    texts: list[str] = []
+    async with engine_before(llama_server) as engine:
+        assert engine.status()["details"]["server"] == "other"
+        calibration = engine._counter.calibration
+        for number, question in enumerate(questions):
+            texts.append(question)
+            raw = sum(await engine._counter._raw(texts))
+            told = calibration.prompt(raw, messages=len(texts))
+            said, last = await ask(engine, chat(*texts))
+            if number >= 3:
+                assert abs(told - last.prompt_tokens) <= 0.02 * last.prompt_tokens, number
+            texts.append(said)
+
+
 async def test_llama_cpp_server_is_warmed_step_by_step_and_then_has_it_all(bare: Bare) -> None:
     async with engine_before(bare) as engine:
         text, said = LONG + LONG, "Many shelves."

@@ -97,9 +97,12 @@ def llama_server(
 
     async def slot(exchange: Exchange) -> None:
         path, _, action = exchange.path.partition("?action=")
-        name = exchange.body["filename"]
         if not saves:
             return await exchange.reply({"error": {"message": "No."}}, status=501)
+        if action == "erase":
+            await server.note(f"erase {path.rpartition('/')[2]}")
+            return await exchange.reply({})
+        name = exchange.body["filename"]
         if action == "restore" and f"save {name}" not in server.log:
             return await exchange.reply({"error": {"message": "No such file."}}, status=400)
         await server.note(f"{action} {name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -179,6 +180,27 @@ async def test_nobody_is_asked_to_count_while_an_answer_runs_on_llama_cpp_server
         assert 7 <= estimated <= 9
 
 
+async def test_nothing_begins_between_counting_a_message_and_asking_for_its_answer() -> None:
+    """llama_cpp.server does not leave a prompt that it has begun: the chat would wait for it."""
+
+    async def waits(exchange: Exchange) -> None:
+        if exchange.said == "summary" and "asked chat" not in server.log:
+            await server.note("summary runs")
+            return await exchange.until_gone()
+        await answering(exchange)
+
+    server = llama_cpp(waits)
+    async with serving(server) as engine:
+        summary = asyncio.create_task(ask(engine, saying("summary", priority=BACKGROUND)))
+        await server.noted("summary runs")
+        await engine.count(["chat"])
+        await asyncio.sleep(0)
+        await ask(engine, saying("chat"))
+        await summary
+    order = [line for line in server.log if line.startswith("asked") and "chatfold" not in line]
+    assert order == ["asked summary", "asked chat", "asked summary"]
+
+
 async def test_the_prompt_is_as_long_as_the_server_says_though_it_says_nothing() -> None:
     """llama_cpp.server streams no usage: texts and template are counted by it beforehand."""
     async with serving(llama_cpp(answering)) as engine:
@@ -351,6 +373,26 @@ async def test_a_slot_that_cannot_be_restored_is_evaluated_again() -> None:
         await ask(engine, asking("other", conversation="b"))
         await ask(engine, asking("hi again", conversation="a"))
         assert not any(line.startswith("restore") for line in server.log)
+
+
+async def test_forgetting_empties_the_owners_slots_and_files_and_nobody_elses() -> None:
+    server = llama_server(slots=2, saves=True)
+    async with serving(server, remote=RemoteConfig()) as engine:
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+        theirs = replace(warming("hi", "Hello.", conversation="b"), owner="you")
+        await ask(engine, theirs)
+        (mine, other) = (line for line in server.log if line.startswith("save chatfold"))
+        server.log.clear()
+        await engine.forget("me")
+        await until(lambda: not engine._forgetting)
+        emptied = next(line for line in server.log if line.startswith("erase"))
+        assert server.log.index(emptied) < server.log.index(mine)
+        assert other not in server.log
+        server.log.clear()
+        await ask(engine, asking("hi", conversation="a"))
+        await ask(engine, replace(asking("hi", conversation="b"), owner="you"))
+        assert not any(line.startswith("restore") for line in server.log)
+        assert "taken=2/2" in engine.status()["slots"]
 
 
 async def test_chats_run_side_by_side_and_a_title_waits_for_them() -> None:
