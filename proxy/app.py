@@ -511,7 +511,8 @@ def _owner(request: Request) -> str:
 
 def _context_json(context: Context) -> dict[str, Any]:
     messages = [{"role": m.role, "text": m.text} for m in context.messages]
-    exact = [(m.role, m.parts, m.token_ids) for m in context.messages]
+    exact: list[object] = [(m.role, m.parts, m.token_ids) for m in context.messages]
+    exact += [context.tools] if context.tools else []
     digest = hashlib.blake2b(repr(exact).encode("utf-8", "surrogatepass"), digest_size=16)
     return {
         "context": messages,

@@ -134,6 +134,13 @@ def test_without_tools_text_that_looks_like_a_call_is_text(shared: Proxy) -> Non
         assert message(answer)["content"]
 
 
+def test_the_context_that_is_shown_tells_whether_there_are_tools(shared: Proxy) -> None:
+    bodies = [{"messages": [user("Hi")]} | extra for extra in ({}, {"tools": [WEATHER]})]
+    without, with_tools = (shared.post("/api/context", body).json() for body in bodies)
+    assert without["digest"] != with_tools["digest"]
+    assert with_tools["shape"]["system_tokens"] > without["shape"]["system_tokens"] + 100
+
+
 def test_tools_longer_than_the_window_are_refused_in_a_sentence(shared: Proxy) -> None:
     long = {"type": "function", "function": {"name": "f", "description": "word " * 4000}}
     response = shared.post("/v1/chat/completions", {"messages": [user("Hi")], "tools": [long]})
