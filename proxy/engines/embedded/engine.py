@@ -291,6 +291,9 @@ class EmbeddedEngine:
             "snapshot_bytes": stats.snapshot_bytes if stats else 0,
             "restored_tokens": sum(own.restored for own in totals.classes),
             "totals": to_json(totals, classes),
+            "checkpoints": stats.checkpoints if stats else 0,
+            "checkpoint_bytes": stats.checkpoint_bytes if stats else 0,
+            "checkpoint_hits": stats.checkpoint_hits if stats else 0,
         }
 
     def _totals(self) -> Totals:

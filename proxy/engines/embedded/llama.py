@@ -25,6 +25,8 @@ VOCAB_SPM = 1
 ABORTED = 2
 NO_SLOT = 1
 
+PART = C.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+
 TOKEN_BYTES = 4
 """Width of a token id where ids are stored."""
 
@@ -64,20 +66,25 @@ class Llama:
         self.vocab = C.llama_model_get_vocab(self._model)
         self.window_tokens = window(self._model, load.n_ctx)
         self.cells = max(load.cache_tokens or 2 * self.window_tokens, self.window_tokens)
+        self._n_sequences = load.sequences
         self.abort = Abort()
         self._context, self.flash_attention = new_context(self._model, load, self.cells)
         set_adapters(self._model, self._context, load)
         self._memory = C.llama_get_memory(self._context)
-        C.llama_set_abort_callback(self._context, self.abort.callback, self.abort.address)
         self.n_batch = int(C.llama_n_batch(self._context))
         self.n_ubatch = int(C.llama_n_ubatch(self._context))
         self._batch = C.llama_batch_init(self.n_batch, 0, 1)
         self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
-        self.can_cut = not (
-            C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
-        )
         self._pieces: dict[int, bytes] = {}
         self._revealed: frozenset[int] = frozenset()
+        self._window = int(C.llama_model_n_swa(self._model))
+        self.rolls_back, self.keeps_parts, self.part_is_all = True, False, False
+        if self._memory:
+            self._probe(swa_full=load.swa_full)
+        if self.rolls_back:
+            # A recurrent state is overwritten as it is read, and llama.cpp moves those of other
+            # sequences about while it evaluates a batch: breaking off in there spoils them.
+            C.llama_set_abort_callback(self._context, self.abort.callback, self.abort.address)
 
     @classmethod
     def for_texts(cls, load: Load) -> Llama:
@@ -232,9 +239,42 @@ class Llama:
 
     # -- the KV cache (proxy.engines.embedded.sequences.KV) ----------------------------------------
 
-    def remove(self, sequence: int, start: int) -> None:
-        if not C.llama_memory_seq_rm(self._memory, sequence, start, -1):
-            raise DecodeError("the model's state cannot be cut back")
+    def _probe(self, *, swa_full: bool) -> None:
+        """Asks the cache what it can do, by two tokens that are put in and taken out."""
+        self.decode([(0, 0, [0, 0], False)])
+        whole, part = (int(C.llama_state_seq_get_size_ext(self._context, 0, f)) for f in (0, PART))
+        self.rolls_back = self.remove(0, 1)
+        """Whether the end of a sequence can be removed; a recurrent state has no way back."""
+        windowed = self._window > 0 and whole != part and not swa_full
+        self.keeps_parts = windowed or not self.rolls_back
+        self.part_is_all = not self.rolls_back and whole == part
+        if self.part_is_all:
+            # Its state takes the same room whatever its length: cells never run short.
+            self.cells = max(self.cells, self._n_sequences * self.window_tokens)
+        self.remove(0, 0)
+
+    def reaches(self, sequence: int, n: int) -> bool:
+        """Whether the sequence, which is longer, can be cut back to `n` tokens."""
+        return self._sees_back(int(C.llama_memory_seq_pos_min(self._memory, sequence)), n)
+
+    def saved_reaches(self, length: int, n: int) -> bool:
+        """The same of a sequence of `length` tokens that comes back from `save_state`: of a window,
+        llama.cpp writes down what the last token saw.
+        """
+        first = max(0, length - self._window) if self._window else 0
+        return n == length or self._sees_back(first if self.rolls_back else length - 1, n)
+
+    def _sees_back(self, first: int, n: int) -> bool:
+        """Whether a token at position `n` finds all that it attends to when `first` is the first
+        position held. Without a window that is every position: a recurrent state, which holds the
+        last one alone, never does. A window of w sees itself and w - 1 before (`is_masked_swa` in
+        llama.cpp).
+        """
+        return first <= (max(0, n - self._window + 1) if self._window else 0)
+
+    def remove(self, sequence: int, start: int) -> bool:
+        """False where the state cannot be cut there; `start` 0 always can."""
+        return bool(C.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def copy(self, source: int, target: int, end: int) -> None:
         C.llama_memory_seq_cp(self._memory, source, target, 0, end)
@@ -242,17 +282,32 @@ class Llama:
     def end(self, sequence: int) -> int:
         return int(C.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
+    def save_part(self, sequence: int) -> bytes:
+        """What later tokens destroy: windows, recurrent states."""
+        return self._save(sequence, PART)
+
+    def load_part(self, sequence: int, part: bytes) -> bool:
+        """Puts it back beside the sequence's other cells."""
+        return self._load(sequence, part, PART)
+
     def save_state(self, sequence: int) -> bytes:
-        """The sequence's cells, as llama.cpp writes them."""
-        room = int(C.llama_state_seq_get_size(self._context, sequence))
-        buffer = (ctypes.c_uint8 * room)()
-        n = int(C.llama_state_seq_get_data(self._context, buffer, room, sequence))
-        return ctypes.string_at(buffer, n)
+        """The whole sequence, as llama.cpp writes it."""
+        return self._save(sequence, 0)
 
     def load_state(self, sequence: int, state: bytes | memoryview) -> bool:
         """Fills an empty sequence; False if llama.cpp does not take it."""
+        return self._load(sequence, state, 0)
+
+    def _save(self, sequence: int, flags: int) -> bytes:
+        room = int(C.llama_state_seq_get_size_ext(self._context, sequence, flags))
+        buffer = (ctypes.c_uint8 * room)()
+        n = int(C.llama_state_seq_get_data_ext(self._context, buffer, room, sequence, flags))
+        return ctypes.string_at(buffer, n)
+
+    def _load(self, sequence: int, state: bytes | memoryview, flags: int) -> bool:
         buffer = _array(state)
-        return bool(C.llama_state_seq_set_data(self._context, buffer, len(state), sequence))
+        n = C.llama_state_seq_set_data_ext(self._context, buffer, len(state), sequence, flags)
+        return bool(n)
 
     # -- one batch -------------------------------------------------------------------------------
 
@@ -260,7 +315,9 @@ class Llama:
         """Evaluates (sequence, first position, tokens, wants logits of the last) one after another.
 
         Returns 0, NO_SLOT (nothing was evaluated) or ABORTED (the micro-batches before the abort
-        are in the cache: ask `end`). Raises DecodeError.
+        are in the cache: ask `end`). Raises DecodeError. Where the state does not roll back, no
+        batch is aborted, and one that fails leaves no sequence, in it or not, that can be relied
+        on.
         """
         b, n = self._batch, 0
         for sequence, start, tokens, wants_logits in entries:

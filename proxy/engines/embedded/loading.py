@@ -162,8 +162,7 @@ def new_context(model: C.llama_model_p, load: Load, cells: int) -> tuple[C.llama
     params.n_ubatch = min(load.n_ubatch, params.n_batch)
     params.n_seq_max = load.sequences
     params.kv_unified = True
-    # A full-size cache for sliding-window layers: a prefix can be cut anywhere and stays exact.
-    params.swa_full = True
+    params.swa_full = load.swa_full
     params.n_threads = _threads(load.threads)
     params.n_threads_batch = load.threads_batch or params.n_threads
     params.flash_attn_type = FLASH[load.flash_attention]

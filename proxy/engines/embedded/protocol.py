@@ -31,6 +31,7 @@ class Load(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     sequences: int = 8
     n_batch: int = 512
     n_ubatch: int = 128
+    swa_full: bool = False
     threads: int = 0
     threads_batch: int = 0
     gpu_layers: int = 0
@@ -255,6 +256,9 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     totals: Totals
     snapshots: int = 0
     snapshot_bytes: int = 0
+    checkpoints: int = 0
+    checkpoint_bytes: int = 0
+    checkpoint_hits: int = 0
 
 
 Reply = (

@@ -29,6 +29,8 @@ class Request:
     n_prompt: int = 0
     max_new: int = 0
     sequence: KVSequence | None = None
+    stops: tuple[int, ...] = ()
+    """Lengths of the sequence at which a batch must end."""
     sampler: Sampler | None = None
     text: TextStream = field(default_factory=TextStream)
     evaluated_prompt: int = 0
@@ -106,10 +108,10 @@ class Request:
         return self.missing == 1 and len(self.tokens) > self.n_prompt
 
     def next_tokens(self, n: int) -> list[int]:
-        """The next `n` to evaluate."""
+        """The next to evaluate: `n`, or fewer where there is a stop."""
         assert self.sequence is not None
         start = len(self.sequence.tokens)
-        return self.tokens[start : start + n]
+        return self.tokens[start : min([start + n, *(s for s in self.stops if s > start)])]
 
     @property
     def cached_tokens(self) -> int:

@@ -38,12 +38,18 @@ from proxy.engines.embedded.request import Request, by_class
 from proxy.engines.embedded.sampling import CannotGoOn, Sampler, logprob
 from proxy.engines.embedded.sequences import Sequence as KVSequence
 from proxy.engines.embedded.sequences import SequenceCache
-from proxy.engines.embedded.snapshots import Snapshots
+from proxy.engines.embedded.snapshots import Snapshot, Snapshots
 from proxy.engines.embedded.tally import Tally, Trace
 from proxy.engines.embedded.text import ends_of
 
 SNAPSHOT_TOKENS_LEAST = 128
 """Shorter sequences are evaluated again sooner than they are read."""
+
+CHECKPOINT_BYTES = 512 << 20
+"""Memory for places to go back to, of models that need them: 60 prompts of Gemma 3 270M."""
+
+BRANCH_TOKENS_LEAST = 32
+"""Where prompts part this far behind what could be reused, the next one will find a checkpoint."""
 
 
 class Gate(Protocol):
@@ -68,7 +74,11 @@ class Scheduler:
     ) -> None:
         self._llama = llama
         self._cache = SequenceCache(
-            llama, n_sequences=n_sequences, n_cells=llama.cells, leaving=self._save
+            llama,
+            n_sequences=n_sequences,
+            n_cells=llama.cells,
+            leaving=self._save,
+            checkpoint_bytes=CHECKPOINT_BYTES,
         )
         self._snapshots = snapshots
         self._n_sequences = n_sequences
@@ -132,6 +142,9 @@ class Scheduler:
             totals=self._tally.totals,
             snapshots=len(self._snapshots) if self._snapshots is not None else 0,
             snapshot_bytes=self._snapshots.n_bytes if self._snapshots is not None else 0,
+            checkpoints=len(cache.checkpoints),
+            checkpoint_bytes=cache.checkpoints.n_bytes,
+            checkpoint_hits=cache.checkpoints.hits,
         )
 
     def check_integrity(self) -> None:
@@ -181,6 +194,8 @@ class Scheduler:
             return False
         self.waiting.remove(request)
         self._run(request, sequence)
+        request.stops = self._stops(request, sequence)
+        self._mark(request)
         if not request.missing:
             # Warming what only a passing request holds: the shared copy is all there was to do.
             self._finish(request, "stop")
@@ -211,6 +226,23 @@ class Scheduler:
                 return None
             self._requeue(max(worse, key=_goes_first))
 
+    def _stops(self, request: Request, sequence: KVSequence) -> tuple[int, ...]:
+        """Where evaluation stops to make a checkpoint, for models that need them: at the end of the
+        prompt, for who asks again, and where this prompt parts from the owner's others.
+        """
+        if not self._llama.keeps_parts or not request.submit.keep:
+            return ()
+        # The last token of a prompt that is answered is always evaluated again, for its logits.
+        end = request.n_prompt if request.warms else request.n_prompt - 1
+        branch = self._cache.shared_prefix(request.owner, request.tokens[:end])
+        if branch < len(sequence.tokens) + BRANCH_TOKENS_LEAST:
+            return (end,)
+        return (branch, end)
+
+    def _mark(self, request: Request) -> None:
+        if request.sequence and len(request.sequence.tokens) in request.stops:
+            self._cache.checkpoint(request.sequence)
+
     # -- snapshots -------------------------------------------------------------------------------
 
     def save_one(self) -> bool:
@@ -234,10 +266,8 @@ class Scheduler:
         tokens = sequence.tokens
         if self._snapshots is None or len(tokens) < SNAPSHOT_TOKENS_LEAST:
             return False
-        # A state that cannot be cut back is of use only as it is: a longer one does not hold it.
-        if sequence.n_saved == len(tokens) or (
-            self._llama.can_cut and self._snapshots.holds(sequence.owner, tokens)
-        ):
+        held = self._snapshots.match(sequence.owner, tokens, reach=self._llama.saved_reaches)[1]
+        if len(tokens) in (sequence.n_saved, held):
             return False
         state = self._llama.save_state(sequence.id)
         self._snapshots.save(sequence.owner, tokens, state)
@@ -249,26 +279,35 @@ class Scheduler:
         """Brings a snapshot back if it holds much more of the prompt than what is resident."""
         if self._snapshots is None:
             return
-        snapshot, n = self._snapshots.match(owner, tokens)
-        resident = self._cache.match_prefix(owner, tokens)[1]
+        snapshot, n = self._snapshot(owner, tokens)
+        resident = self._cache.match_prefix(owner, tokens).n
         if snapshot is None or n < resident + SNAPSHOT_TOKENS_LEAST:
             return
-        if not self._llama.can_cut and n < len(snapshot.tokens):
+        # Read first: a sequence that makes room is saved, and may take this very snapshot's place.
+        state = self._snapshots.load(snapshot)
+        if state is None:
             return
         target = self._cache.vacant()
         if target is None or not self._cache.make_room(len(snapshot.tokens)):
-            return
-        state = self._snapshots.load(snapshot)
-        if state is None:
             return
         if not self._llama.load_state(target.id, state):
             self._llama.remove(target.id, 0)
             self._snapshots.discard(snapshot, "llama.cpp does not take it")
             return
         self._cache.adopt(target, owner, snapshot.tokens)
-        if n < len(snapshot.tokens):
-            self._cache.truncate(target, n)
-        self.restored_tokens += n
+        self._cache.truncate(target, n)
+        self.restored_tokens += len(target.tokens)
+
+    def _snapshot(self, owner: str, tokens: Sequence[int]) -> tuple[Snapshot | None, int]:
+        """The snapshot that saves evaluating most of these tokens, and how many."""
+        assert self._snapshots is not None
+        best = self._snapshots.match(owner, tokens, reach=self._llama.saved_reaches)
+        checkpoint = self._cache.checkpoints.match(owner, tokens)
+        if checkpoint is None or len(checkpoint.tokens) <= best[1]:
+            return best
+        # A checkpoint that outlived its sequence: a snapshot that holds its tokens brings it back.
+        longer, n = self._snapshots.match(owner, checkpoint.tokens)
+        return (longer, n) if n == len(checkpoint.tokens) else best
 
     def _compose(self) -> list[tuple[Request, list[int]]]:
         """(request, its next tokens): answers first, then prompts, which share what room is
@@ -341,6 +380,7 @@ class Scheduler:
         start = len(request.sequence.tokens)
         request.evaluated_prompt += max(0, min(start + len(tokens), request.n_prompt) - start)
         self._cache.extend(request.sequence, tokens)
+        self._mark(request)
 
     def _next_token(self, request: Request, index: int) -> None:
         """Chooses from the logits of batch entry `index`; at a prompt's end for every answer."""
@@ -524,6 +564,13 @@ class Scheduler:
     def _drop_batch(self, batch: Sequence[Request], why: str) -> None:
         for r in batch:
             self._fail(r, "engine", f"The model could not evaluate this request ({why}).")
+        if not self._llama.rolls_back:
+            # States of others were in motion: what is resident cannot be relied on.
+            for r in list(self.running):
+                assert r.sequence is not None
+                r.sequence.base = 0
+                self._requeue(r)
+            self._cache.clear()
 
     def _mark_paused(self, request: Request, *, paused: bool) -> None:
         if paused and not request.paused:

@@ -3,6 +3,10 @@
 A cell holds one evaluated token. Sequences that share a prefix share its cells. The class keeps
 books in step with llama.cpp, which tells no one how many cells are taken; `check_integrity`
 holds the books against themselves and against the cache's own positions.
+
+Not every state can be cut back to any length: a recurrent one only knows its end, and a cache of
+sliding windows overwrites what has left the window. There a prompt goes on from a whole sequence,
+from where the cells of the window are still in place, or from a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,19 +16,37 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from proxy.engines.embedded.checkpoints import Checkpoint, Checkpoints
 
 
 class KV(Protocol):
     """The part of llama.cpp's memory API that moves sequences about."""
 
-    can_cut: bool
-    """Whether a sequence's end can be removed (recurrent states cannot be rolled back)."""
+    keeps_parts: bool
+    """Whether later tokens destroy a part of a sequence's state: checkpoints are worth having."""
+    part_is_all: bool
+    """Whether that part is the whole state, and needs no cells beside it."""
 
-    def remove(self, sequence: int, start: int) -> None: ...
+    def reaches(self, sequence: int, n: int) -> bool:
+        """Whether a longer sequence can be cut back to `n` tokens and be as if it had no more."""
+        ...
+
+    def remove(self, sequence: int, start: int) -> bool:
+        """False where the state cannot be cut there. 0 empties the sequence in any case."""
+        ...
+
     def copy(self, source: int, target: int, end: int) -> None: ...
     def end(self, sequence: int) -> int:
         """Number of positions held by the sequence."""
+        ...
+
+    def save_part(self, sequence: int) -> bytes: ...
+    def load_part(self, sequence: int, part: bytes) -> bool:
+        """Puts it back in place of what is there; False where there is no room, and then nothing
+        is left of the sequence's part.
+        """
         ...
 
 
@@ -48,6 +70,16 @@ class Sequence:
     """How many of the tokens a snapshot holds."""
 
 
+class Match(NamedTuple):
+    """`n` tokens of a prompt that need not be evaluated: they are in `sequence`, and behind them
+    the state is as it should be once `checkpoint`, where there is one, has been put back.
+    """
+
+    sequence: Sequence | None = None
+    n: int = 0
+    checkpoint: Checkpoint | None = None
+
+
 class SequenceCache:
     """At most `n_sequences` sequences over `n_cells` cells. One thread only."""
 
@@ -58,9 +90,11 @@ class SequenceCache:
         n_sequences: int,
         n_cells: int,
         leaving: Callable[[Sequence], object] = lambda sequence: None,
+        checkpoint_bytes: int = 0,
     ) -> None:
         """`leaving` is told of a sequence right before it is evicted."""
         self._kv = kv
+        self.checkpoints = Checkpoints(budget_bytes=checkpoint_bytes)
         self._leaving = leaving
         self.n_cells = n_cells
         self._sequences = [Sequence(i) for i in range(n_sequences)]
@@ -82,26 +116,38 @@ class SequenceCache:
     def sequences_used(self) -> int:
         return sum(1 for s in self._sequences if s.tokens or s.busy)
 
-    def match_prefix(self, owner: str, tokens: Seq[int]) -> tuple[Sequence | None, int]:
-        """The owner's sequence with the longest common prefix, and that prefix's length."""
-        best, length = None, 0
+    def match_prefix(self, owner: str, tokens: Seq[int]) -> Match:
+        """What is in the cache of the owner's that saves evaluating most of these tokens."""
+        best = Match()
         for s in self._sequences:
-            if s.owner != owner or not s.tokens:
-                continue
-            n = common_prefix(s.tokens, tokens)
-            if not self._kv.can_cut and n < len(s.tokens):
-                continue
-            if n > length or (n == length > 0 and best and best.busy and not s.busy):
-                best, length = s, n
-        return best, length
+            if s.owner == owner and s.tokens:
+                found = self._reach(s, common_prefix(s.tokens, tokens))
+                if found.n and _rank(found) > _rank(best):
+                    best = found
+        if self._kv.part_is_all and (c := self.checkpoints.match(owner, tokens)):
+            best = max(best, Match(None, len(c.tokens), c), key=lambda m: m.n)
+        return best
+
+    def shared_prefix(self, owner: str, tokens: Seq[int]) -> int:
+        """How far the owner's sequences agree with these tokens, whether their state can be gone
+        on from there or not.
+        """
+        ours = (s for s in self._sequences if s.owner == owner)
+        return max((common_prefix(s.tokens, tokens) for s in ours), default=0)
 
     def holds(self, owner: str, tokens: Seq[int]) -> bool:
-        """Whether all of it is in the cache and stays there; what is asked for counts as used."""
+        """Whether all of it is in the cache and stays there; what is asked for counts as used, and
+        can be come back to when more has followed it.
+        """
         for s in self._sequences:
             stays = s.owner == owner and (s.lasting or not s.busy)
-            usable = self._kv.can_cut or len(s.tokens) == len(tokens)
-            if stays and usable and common_prefix(s.tokens, tokens) == len(tokens):
+            if (
+                stays
+                and common_prefix(s.tokens, tokens) == len(tokens) == self._reach(s, len(tokens)).n
+            ):
                 s.last_used = next(self._clock)
+                if len(s.tokens) == len(tokens):
+                    self.checkpoint(s)
                 return True
         return False
 
@@ -113,8 +159,8 @@ class SequenceCache:
         None when every sequence is busy. Owners never share. `in_place` is also what `holds` goes
         by: that the sequence will be kept.
         """
-        wanted = list(tokens[:-1]) if tokens else []
-        source, n = self.match_prefix(owner, wanted)
+        match = self.match_prefix(owner, list(tokens[:-1]) if tokens else [])
+        source, n, _ = match
         if source and in_place and not source.busy and n == len(source.tokens):
             return self._take(source, owner, lasting=True)
         target = self._free(but=source)
@@ -123,27 +169,35 @@ class SequenceCache:
             if source is None or source.busy:
                 return None
             self.truncate(source, n)
-            base = n if self._kv.can_cut else 0
-            return self._take(source, owner, lasting=in_place, base=base)
-        if source and n:
-            self._share(source, target, n)
+            return self._take(source, owner, lasting=in_place, base=len(source.tokens))
+        if match.n:
+            self._fork(match, target)
         return self._take(target, owner, lasting=in_place)
 
     def fork(self, source: Sequence) -> Sequence | None:
-        """A busy sequence that shares all cells of this busy one; None when none is free."""
+        """A busy sequence that begins with all of this busy one; None when none is free."""
         target = self._free(but=source)
         if target is None:
             return None
-        self._share(source, target, len(source.tokens))
+        self._fork(Match(source, len(source.tokens)), target)
+        if len(target.tokens) < len(source.tokens):
+            return None
         return self._take(target, source.owner, lasting=False)
+
+    def checkpoint(self, sequence: Sequence) -> None:
+        """Makes sure that a later prompt can go on from the sequence's end as it is now."""
+        if not self._kv.keeps_parts or not sequence.tokens:
+            return
+        known = self.checkpoints.match(sequence.owner, sequence.tokens)
+        if known is None or len(known.tokens) < len(sequence.tokens):
+            part = self._kv.save_part(sequence.id)
+            self.checkpoints.add(sequence.owner, sequence.tokens, part)
 
     def release(self, sequence: Sequence, *, keep: bool) -> None:
         """The request is done with it. What is not kept goes, but for what it was lent."""
         base, sequence.base, sequence.busy = sequence.base, 0, False
         if not keep:
             self.truncate(sequence, base)
-            # A batch that failed may have left cells behind that are in nobody's books.
-            self._kv.remove(sequence.id, len(sequence.tokens))
 
     def make_room(self, n_tokens: int) -> bool:
         """Evicts idle sequences, least recently used first, until `n_tokens` more cells are
@@ -181,16 +235,26 @@ class SequenceCache:
         self._refs.update(cells)
 
     def truncate(self, sequence: Sequence, n: int) -> None:
-        """Forgets all but the first `n` tokens."""
-        if n >= len(sequence.tokens):
-            return
-        self._kv.remove(sequence.id, n)
+        """Forgets all but the first `n` tokens. Where the state cannot be cut there, what a
+        checkpoint holds of them stays, or nothing.
+        """
+        n = min(n, len(sequence.tokens))
+        # A batch that failed may have left cells behind that are in nobody's books.
+        if self._kv.end(sequence.id) > n:
+            n = self._cut(sequence, n)
         for cell in sequence.cells[n:]:
             self._drop(cell)
         del sequence.tokens[n:], sequence.cells[n:]
         sequence.n_saved = min(sequence.n_saved, n)
 
+    def clear(self) -> None:
+        """Empties all that is idle."""
+        for s in self._sequences:
+            if not s.busy:
+                self.truncate(s, 0)
+
     def forget(self, owner: str) -> None:
+        self.checkpoints.forget(owner)
         for s in self._sequences:
             if s.owner == owner and not s.busy:
                 self.truncate(s, 0)
@@ -204,6 +268,7 @@ class SequenceCache:
             refs.update(s.cells)
         assert refs == self._refs, "cells without an owner, or owners without a cell"
         assert self.cells_used <= self.n_cells, self
+        self.checkpoints.check_integrity()
 
     def _take(self, sequence: Sequence, owner: str, *, lasting: bool, base: int = 0) -> Sequence:
         sequence.owner, sequence.busy, sequence.lasting = owner, True, lasting
@@ -224,16 +289,63 @@ class SequenceCache:
             self._leaving(sequence)
         self.truncate(sequence, 0)
 
-    def _share(self, source: Sequence, target: Sequence, n: int) -> None:
-        self._kv.copy(source.id, target.id, n)
-        source.last_used = next(self._clock)
-        target.tokens, target.cells = source.tokens[:n], source.cells[:n]
-        self._refs.update(target.cells)
+    def _reach(self, s: Sequence, n: int) -> Match:
+        """The most of the sequence's first `n` tokens that can be gone on from."""
+        if n == 0 or n == self._kv.end(s.id) or self._kv.reaches(s.id, n):
+            return Match(s, n)
+        c = self.checkpoints.match(s.owner, s.tokens[:n])
+        return Match(s, len(c.tokens), c) if c else Match()
+
+    def _cut(self, sequence: Sequence, n: int) -> int:
+        """Cuts llama.cpp's side to `n` tokens or, where that cannot be, to fewer. Returns how
+        many.
+        """
+        _, n, checkpoint = self._reach(sequence, n)
+        if n and self._put_back(sequence, checkpoint) and self._kv.remove(sequence.id, n):
+            return n
+        self._kv.remove(sequence.id, 0)
+        return 0
+
+    def _put_back(self, sequence: Sequence, checkpoint: Checkpoint | None) -> bool:
+        if checkpoint is None:
+            return True
+        self.checkpoints.use(checkpoint)
+        return self._kv.load_part(sequence.id, checkpoint.part)
+
+    def _fork(self, match: Match, target: Sequence) -> None:
+        """Lets an empty sequence begin with what was matched; that stays where it is, too."""
+        source, n, checkpoint = match
+        if source is None and not self.make_room(n):
+            return
+        if source:
+            self._kv.copy(source.id, target.id, n)
+            source.last_used = next(self._clock)
+        if checkpoint:
+            whole = self._put_back(target, checkpoint)
+        else:
+            # A part is never shared: cells of a window that two sequences have both left behind
+            # could not be overwritten, and the small cache they lie in would run full.
+            whole = not self._kv.keeps_parts or self._kv.load_part(
+                target.id, self._kv.save_part(target.id)
+            )
+        if not whole:
+            self._kv.remove(target.id, 0)
+        elif source:
+            target.tokens, target.cells = source.tokens[:n], source.cells[:n]
+            self._refs.update(target.cells)
+        elif checkpoint:
+            self.extend(target, checkpoint.tokens)
 
     def _drop(self, cell: int) -> None:
         self._refs[cell] -= 1
         if not self._refs[cell]:
             del self._refs[cell]
+
+
+def _rank(match: Match) -> tuple[int, bool, bool]:
+    """The longer the better; then one that is idle, then one that needs nothing put back."""
+    idle = match.sequence is not None and not match.sequence.busy
+    return match.n, idle, match.checkpoint is None
 
 
 def common_prefix(a: Seq[int], b: Seq[int]) -> int:

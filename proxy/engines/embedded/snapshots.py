@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -85,11 +85,22 @@ class Snapshots:
     def n_bytes(self) -> int:
         return sum(s.n_bytes for s in self._held)
 
-    def match(self, owner: str, tokens: Sequence[int]) -> tuple[Snapshot | None, int]:
-        """The owner's snapshot with the longest common prefix, and that prefix's length."""
+    def match(
+        self,
+        owner: str,
+        tokens: Sequence[int],
+        *,
+        reach: Callable[[int, int], bool] = lambda length, n: True,
+    ) -> tuple[Snapshot | None, int]:
+        """The owner's snapshot with the longest common prefix, and that prefix's length. `reach`
+        says whether a state of so many tokens can be cut back to so many; others do not count.
+        """
         best, length = None, 0
         for s in self._held:
-            if s.header.owner == owner and (n := common_prefix(s.tokens, tokens)) > length:
+            if s.header.owner != owner:
+                continue
+            n = common_prefix(s.tokens, tokens)
+            if n > length and reach(len(s.tokens), n):
                 best, length = s, n
         return best, length
 
@@ -178,6 +189,8 @@ class Snapshots:
             snapshot.path.unlink(missing_ok=True)
 
     def _drop(self, snapshot: Snapshot, why: str) -> None:
+        if snapshot not in self._held:
+            return
         log.warning("removing the snapshot %s: %s", snapshot.path.name, why)
         self._held.remove(snapshot)
         with suppress(OSError):
