@@ -1,8 +1,8 @@
 """What chatfold adds before a server that answers at once: `python -m bench.remote_latency`.
 
-Requests go by turns straight to the stub and through chatfold, which runs in a process of its own
-on one core; the difference is what is added. A chat grows by a turn with each request, as chats do:
-its history is known. The first request of all, with the history unknown, is told apart.
+Requests go by turns straight to the stub and through chatfold, which runs in a process of its own,
+for the many streams on one core; the difference is what is added. A chat grows by a turn with each
+request, as chats do: its history is known. The first request of all, when it is not, is told apart.
 """
 
 from __future__ import annotations
@@ -81,13 +81,16 @@ def _measure(options: argparse.Namespace, directory: Path) -> int:
         Stub(directory, window_tokens=options.window_tokens) as stub,
         Chatfold(directory / "fold", upstream=stub.url) as chatfold,
     ):
-        one_core(chatfold)
         small = _requests(stub, chatfold, SMALL, options.requests)
         large = _requests(stub, chatfold, LARGE, options.requests)
         frames = _frames(stub, chatfold, options.requests // 5)
+        one_core(chatfold)
         direct = asyncio.run(_many(stub.url, options.streams, options.stream_s))
+        before_s = cpu_s(chatfold.pid)
         many = asyncio.run(_many(chatfold.url, options.streams, options.stream_s))
+        used_s = cpu_s(chatfold.pid) - before_s
     checks = _checks(small, large, frames, direct, many, options)
+    checks.append(at_most("streams at a time: share of one core", used_s / options.stream_s, 1))
     for line in (_line("10 messages", small), _line("2,000 messages, 600 kB", large)):
         print(line)
     print(_line("a frame", frames))
@@ -110,6 +113,15 @@ def one_core(chatfold: Server) -> None:
     if len(cores) > 1:
         os.sched_setaffinity(chatfold.pid, cores[:1])
         os.sched_setaffinity(0, cores[1:])
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of the process so far, of all its threads; 0 where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _checks(

@@ -15,7 +15,7 @@ from memory.context import Context, Room, System, assemble, fits
 from memory.overlap import attach
 from memory.policy import Limits, Policy
 from memory.ports import Budget, TokenCounter
-from memory.records import Node, Summary
+from memory.records import Node, Standing, Summary
 from memory.store import Store
 from memory.system import note_text, split_system
 from memory.transcript import ASSISTANT, ROOT, TOOL, USER, Message, Transcript, chain, extend
@@ -80,7 +80,9 @@ async def recognise(
     `client_id` is the client's own name for the conversation, where it sends one. With `split` a
     system prompt that changed is divided (memory.system).
     """
-    place = await _locate(store, owner, transcript.messages, client_id)
+    digests = chain(transcript.messages)
+    standing = await store.standing(owner, digests) if digests else None
+    place = await _locate(store, owner, transcript.messages, digests, standing, client_id)
     return await _history(
         store,
         counter,
@@ -92,6 +94,7 @@ async def recognise(
         tools=tools,
         new=_new_nodes(transcript.messages, place),
         split=split,
+        standing=standing if place.digests is digests else None,
     )
 
 
@@ -107,11 +110,14 @@ class _Place:
 
 
 async def _locate(
-    store: Store, owner: str, messages: Sequence[Message], client_id: str | None
+    store: Store,
+    owner: str,
+    messages: Sequence[Message],
+    digests: tuple[bytes, ...],
+    standing: Standing | None,
+    client_id: str | None,
 ) -> _Place:
-    digests = chain(messages)
-    found = await store.deepest(owner, digests) if digests else None
-    known = found[1] + 1 if found else 0
+    known = standing.known if standing else 0
     # All but the newest message and the answer before it is known: nothing was dropped.
     if known < len(messages) - 1:
         hinted = await store.conversation_by_client_id(owner, client_id) if client_id else None
@@ -122,8 +128,9 @@ async def _locate(
             return _Place(
                 attached.conversation, (*head, *tail), len(head) + attached.run, len(head)
             )
-    name = found[0] if found else conversation_id(owner, digests[0] if digests else ROOT)
-    return _Place(name, digests, known)
+    if standing:
+        return _Place(standing.conversation, digests, known)
+    return _Place(conversation_id(owner, digests[0] if digests else ROOT), digests, known)
 
 
 async def revisit(
@@ -182,9 +189,14 @@ async def _history(
     tools: str,
     new: tuple[Node, ...],
     split: bool,
+    standing: Standing | None = None,
 ) -> History:
-    active, written = await store.covering(owner, conversation, digests) if known else ((), ())
-    stored = tuple(await store.nodes(owner, digests[covered(active) : known]))
+    """`standing` is what was read of this very chain, if it was."""
+    if standing:
+        active, written, stored = standing.active, standing.written, standing.nodes
+    else:
+        active, written = await store.covering(owner, conversation, digests) if known else ((), ())
+        stored = tuple(await store.nodes(owner, digests[covered(active) : known]))
     front = system
     if split and (stored or new):
         past = stored or tuple(await store.nodes(owner, digests[:known][-2:]))

@@ -10,8 +10,8 @@ from itertools import zip_longest
 from typing import Any
 
 from memory import search
-from memory.compaction import cover_from
-from memory.records import Node, Span, Summary
+from memory.compaction import cover_from, covered
+from memory.records import Node, Span, Standing, Summary
 from memory.transcript import ROOT
 
 BATCH = 500
@@ -164,6 +164,18 @@ def covering(
     active, written = cover_from(active_at, digests), cover_from(beginning_at, digests)
     found = _summaries_by_id(conn, owner, {s.id for s in (*active, *written)})
     return tuple(found[s.id] for s in active), tuple(found[s.id] for s in written)
+
+
+def standing(conn: sqlite3.Connection, owner: str, digests: Sequence[bytes]) -> Standing | None:
+    """All that a chat's next request asks of the store, in one visit: each costs a request as much
+    as its way to another thread and back."""
+    found = deepest(conn, owner, digests)
+    if found is None:
+        return None
+    conversation, known = found[0], found[1] + 1
+    active, written = covering(conn, owner, conversation, digests)
+    behind = nodes(conn, owner, digests[covered(active) : known])
+    return Standing(conversation, known, active, written, tuple(behind))
 
 
 def _summaries_by_id(

@@ -77,3 +77,15 @@ class Summary:
     duration_s: float
     created_at: float
     activated_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is stored of a history: the blocks that stand for its beginning (see Store.covering),
+    and the messages behind those in use, of the `known` ones that are stored."""
+
+    conversation: str
+    known: int
+    active: tuple[Summary, ...]
+    written: tuple[Summary, ...]
+    nodes: tuple[Node, ...]

@@ -30,7 +30,7 @@ from memory import changes, erasure, migrations, queries
 from memory.backup import copy
 from memory.database import open_for_reading, open_for_writing
 from memory.integrity import integrity
-from memory.records import Node, Summary
+from memory.records import Node, Standing, Summary
 from memory.store_errors import (
     NotStored,
     StoreClosed,
@@ -162,6 +162,10 @@ class Store:
         `digests` is the chain of a transcript: if one is stored, so are all before it.
         """
         return await self._read(lambda conn: queries.deepest(conn, owner, digests))
+
+    async def standing(self, owner: str, digests: Sequence[bytes]) -> Standing | None:
+        """What is stored of the history with this chain, None where nothing is."""
+        return await self._read(lambda conn: queries.standing(conn, owner, digests))
 
     async def nodes(self, owner: str, digests: Sequence[bytes]) -> list[Node]:
         """Those of them that are stored, in order of depth."""
