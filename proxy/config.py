@@ -380,9 +380,12 @@ def masked(key: Key, value: object) -> object:
     """`value` as it may be shown: secrets as ***, also the ones within a URL."""
     if key.rule.secret:
         return MASKED if value else value
-    if isinstance(value, str):
-        return re.sub(r"//[^/@]*@", f"//{MASKED}@", value)
-    return value
+    return shown_url(value) if isinstance(value, str) else value
+
+
+def shown_url(url: str) -> str:
+    """The URL without the password that may be in it."""
+    return re.sub(r"//[^/@]*@", f"//{MASKED}@", url)
 
 
 def load(

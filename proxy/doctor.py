@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memory.policy import load_policy
 from memory.store import StoreError, integrity
-from proxy.config import Config, ConfigError, check_files, model_file
+from proxy.config import Config, ConfigError, check_files, model_file, shown_url
 
 DATABASE = "chatfold.db"
 
@@ -31,7 +31,7 @@ def examine(config: Config) -> Iterator[Finding]:
 
 def _model(config: Config) -> Finding:
     if config.upstream:
-        return Finding("model", f"upstream {config.upstream}")
+        return Finding("model", f"upstream {shown_url(config.upstream)}")
     try:
         check_files(config)
         return Finding("model", str(model_file(config)))

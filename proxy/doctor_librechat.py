@@ -12,7 +12,7 @@ from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 import yaml
 
-from proxy.config import Config
+from proxy.config import Config, shown_url
 from proxy.doctor import Finding
 from proxy.librechat.settings import NEAR, Here, Remark, check_env, check_yaml, parse_env
 
@@ -91,6 +91,7 @@ def _finding(name: str, remark: Remark) -> Finding:
 
 def _upstream(url: str) -> Finding:
     answer = _ask(f"{url.rstrip('/')}/models")
+    url = shown_url(url)
     if isinstance(answer, str):
         return Finding("upstream", url, f"It does not answer: {answer}.{_from_inside(url)}")
     listed = answer.get("data")

@@ -20,7 +20,6 @@ from typing import Any
 
 import anyio
 
-from memory.context import Context, Shape
 from memory.ports import Budget
 from proxy.config import Config
 from proxy.engines.base import (
@@ -32,7 +31,6 @@ from proxy.engines.base import (
     Generate,
     ModelInfo,
     Priority,
-    QueueFull,
     RequestRefused,
 )
 from proxy.engines.hermes import told
@@ -40,6 +38,7 @@ from proxy.engines.remote_call import Call
 from proxy.engines.remote_count import Counter
 from proxy.engines.remote_http import Http
 from proxy.engines.remote_limits import refuse_what_is_missing
+from proxy.engines.remote_next import NextChat
 from proxy.engines.remote_probe import Found, Probe
 from proxy.engines.remote_server import Kind, Server
 from proxy.engines.remote_session import Session
@@ -51,11 +50,8 @@ log = logging.getLogger("chatfold.engine")
 
 INTERRUPTIONS_MOST = 8
 KEYS_MOST = 1024
-AHEAD_S = 1.0
-"""Quiet time before the next chat is made ready: whoever asks a title does so at once."""
 ANNOUNCED_S = 0.1
 """From counting a message to asking for its answer."""
-NO_CONTEXT = Context((), "", False, Shape(0, 0, 0, 0, 0, 0))
 
 
 class RemoteEngine:
@@ -69,10 +65,9 @@ class RemoteEngine:
         self._turns = Turns(limit=settings.queue_limit)
         self._counter = Counter()
         self._calls: dict[Call, asyncio.Task[None]] = {}
-        self._ahead: asyncio.Task[None] | None = None
+        self._next = NextChat(self._turns, queue_s=settings.queue_s, on_failure=self._take_note)
         self._reading: asyncio.Task[None] | None = None
         self._forgetting: dict[str, asyncio.Task[None]] = {}
-        self._stopping = False
         self._keys: OrderedDict[str, str] = OrderedDict()
         """The key that each owner's client last sent, where keys are forwarded: for the background
         work of that owner."""
@@ -116,9 +111,7 @@ class RemoteEngine:
         self._reading = asyncio.create_task(self._counter.get_ready(), name="remote-vocabulary")
 
     async def stop(self) -> None:
-        self._stopping = True
-        if self._ahead:
-            self._ahead.cancel()
+        self._next.stop()
         for call in self._calls:
             call.fail(EngineUnavailable("The proxy is shutting down."))
             call.life.cancel()
@@ -182,7 +175,7 @@ class RemoteEngine:
         self._calls[call] = task
         task.add_done_callback(call.end)
         task.add_done_callback(lambda _: self._calls.pop(call, None))
-        task.add_done_callback(lambda _: self._done(call))
+        task.add_done_callback(lambda _: self._next.after(call, self._session))
         try:
             yield call.events()
         finally:
@@ -215,7 +208,7 @@ class RemoteEngine:
             "slots": repr(session.seats) if session else None,
             "running": dict(zip(classes, self._turns.running(), strict=True)),
             "waiting": dict(zip(classes, self._turns.waiting(), strict=True)),
-            "ahead": int(self._ahead is not None and not self._ahead.done()),
+            "ahead": int(self._next.at_work),
             "preemptions": self._turns.interruptions,
         }
 
@@ -241,7 +234,7 @@ class RemoteEngine:
     async def _attempt(self, call: Call) -> None:
         """One turn. Afterwards the call is finished or stands in line again; else it raises."""
         ticket = call.ticket
-        await self._turn(ticket)
+        await ticket.turn(within_s=self._settings.queue_s)
         try:
             with ticket.scope as scope:
                 call.begin(anyio.current_time())
@@ -256,13 +249,6 @@ class RemoteEngine:
             self._queue_again(ticket)
         else:
             raise EngineUnavailable("The upstream server took too long for the next token.")
-
-    async def _turn(self, ticket: Ticket) -> None:
-        queue_s = self._settings.queue_s
-        with anyio.move_on_after(queue_s):
-            await ticket.granted.wait()
-        if not ticket.granted.is_set():
-            raise QueueFull(f"The request has waited {queue_s:g} seconds for its turn.")
 
     def _queue_again(self, ticket: Ticket) -> None:
         if ticket.interruptions >= INTERRUPTIONS_MOST:
@@ -288,7 +274,7 @@ class RemoteEngine:
     async def _count_in_turn(self, session: Session, texts: Sequence[str]) -> list[int]:
         ticket = self._turns.enter(Priority.CHAT)
         try:
-            await self._turn(ticket)
+            await ticket.turn(within_s=self._settings.queue_s)
             return await session.count(texts)
         finally:
             # What is counted is mostly about to be asked. Work in the background that began in
@@ -312,39 +298,6 @@ class RemoteEngine:
             if len(self._keys) > KEYS_MOST:
                 self._keys.popitem(last=False)
         return replace(request, client_key=self._keys.get(request.owner, ""))
-
-    # -- the chat that is next -------------------------------------------------------------------
-
-    def _done(self, call: Call) -> None:
-        """After each request to a server with one sequence: what is likely to come next is made
-        ready, once it is quiet."""
-        session = self._session
-        if self._stopping or session is None or session.server.kind is not Kind.LLAMA_CPP:
-            return
-        session.spoke(call)
-        if self._ahead is None or self._ahead.done():
-            self._ahead = asyncio.create_task(self._make_ready(session), name="remote-ahead")
-
-    async def _make_ready(self, session: Session) -> None:
-        await asyncio.sleep(AHEAD_S)
-        try:
-            await self._warm_ahead(session)
-        except EngineError as exc:
-            self._take_note(exc)
-
-    async def _warm_ahead(self, session: Session) -> None:
-        """Interrupted by any other request; the next one that ends begins it anew."""
-        request = Generate(
-            owner="", context=NO_CONTEXT, priority=Priority.BACKGROUND, max_tokens=0, keep=False
-        )
-        call = Call(request, self._turns.enter(Priority.BACKGROUND))
-        try:
-            await self._turn(call.ticket)
-            with call.ticket.scope:
-                if messages := session.rotation.next():
-                    await session.warm_in_steps(call, messages)
-        finally:
-            self._turns.leave(call.ticket)
 
     # -- what the server is ----------------------------------------------------------------------
 

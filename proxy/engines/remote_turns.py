@@ -1,4 +1,4 @@
-"""Who is served next by a server that serves few requests at a time. No I/O, no clock."""
+"""Who is served next by a server that serves few requests at a time. No I/O."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ class Ticket:
 
     def hold(self) -> None:
         self.held = True
+
+    async def turn(self, *, within_s: float) -> None:
+        """Returns when it is this one's turn. Raises QueueFull after `within_s` seconds."""
+        with anyio.move_on_after(within_s):
+            await self.granted.wait()
+        if not self.granted.is_set():
+            raise QueueFull(f"The request has waited {within_s:g} seconds for its turn.")
 
 
 class Turns:

@@ -15,7 +15,7 @@ from test_remote import BACKGROUND, CHAT, SIDE, ask, asking, finish, serving, te
 
 from memory.context import Context, ContextMessage, Shape
 from proxy.config import Config, RemoteConfig
-from proxy.engines import remote
+from proxy.engines import remote, remote_next
 from proxy.engines.base import EngineUnavailable, Generate
 from proxy.engines.remote import RemoteEngine
 
@@ -273,7 +273,7 @@ async def test_a_warming_that_is_interrupted_goes_on_where_it_was() -> None:
 async def test_the_chat_that_is_likely_to_be_next_is_made_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(remote, "AHEAD_S", 0.01)
+    monkeypatch.setattr(remote_next, "AHEAD_S", 0.01)
     server = llama_cpp(answering)
 
     def evaluated() -> list[str]:
