@@ -21,6 +21,8 @@ GAUGES = {
     "cells": "Cells of the KV cache.",
     "snapshots": "Snapshots of sequences on disk.",
     "snapshot_bytes": "Their size on disk.",
+    "checkpoints": "Places in prompts that can be gone back to, for models that need them.",
+    "checkpoint_bytes": "Their size in memory.",
     "memory_bytes": "Resident memory of the model process.",
 }
 BY_CLASS = {
@@ -29,6 +31,7 @@ BY_CLASS = {
 }
 COUNTERS = {
     "restarts": "Times that the model process was started again.",
+    "checkpoint_hits": "Times that a prompt went on from a checkpoint.",
     "preemptions": "Times that a request gave way or gave its cells up.",
 }
 TOTALS = {
