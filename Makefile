@@ -13,7 +13,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	&& { echo $$p; break; }; done),python3)
 
 .PHONY: help serve test lint types format format-check bench-flat bench-memory bench-remote \
-	bench-engine bench-engine-kill bench-engine-warm soak clean
+	bench-engine bench-engine-kill bench-engine-warm bench-librechat soak clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1  /p' Makefile | awk -F'  ' '{ printf "make %-20s%s\n", $$1, $$2 }'
@@ -47,6 +47,9 @@ bench-remote: $(DEV) $(BENCH) ## chatfold before other servers: what it adds, 60
 
 bench-memory: $(DEV) ## what memory promises, in figures, without a model: tables, JSON
 	$(BIN)/python -m bench.memory $(ARGS)
+
+bench-librechat: $(DEV) ## what LibreChat's clients get: URLs, titles, sliding windows, Stop; JSON
+	$(BIN)/python -m bench.librechat $(ARGS)
 
 bench-engine: $(DEV) ## what the embedded engine promises, beside llama_cpp.Llama: tables, JSON
 	$(BIN)/python -m bench.engine $(ARGS)

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from .serving import Event, Proxy, serving
@@ -384,4 +385,94 @@ def test_a_stream_has_its_headers_while_the_model_loads(tmp_path: Path) -> None:
         body = {"messages": says("Hello."), "max_tokens": 2, "stream": True}
         with sent(proxy, body, agent=AGENTS[0]) as lines:
             assert next(lines) == b"HTTP/1.1 200 OK\r\n"
+            assert deltas(lines, 1)
+
+
+# -- bodies of 0.6 -------------------------------------------------------------------------------
+
+STOPS = ["||>", "\nUser:", "<|diff_marker|>"]
+INSTRUCTIONS = {"role": "system", "name": "instructions", "content": "Instructions:\nBe terse."}
+
+
+def test_the_system_message_that_moves_costs_nothing(shared: Proxy) -> None:
+    chat = says(f"What is a cat? {uuid4().hex[:6]}")
+    options: dict[str, Any] = {"stop": STOPS, "temperature": 1, "top_p": 1, "user": "u1"}
+    # An answer that ends at once would be left out, and its question stand before the next.
+    options |= {"max_tokens": 12, "logit_bias": {"2": -100}}
+    for _ in range(3):
+        messages = [*chat[:-1], INSTRUCTIONS, chat[-1]]
+        usage = (answer := shared.chat(messages, **options))["usage"]
+        evaluated = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+        if len(chat) > 1:
+            assert evaluated <= 16
+        text = answer["choices"][0]["message"]["content"]
+        assert not any(stop in text for stop in STOPS)
+        # Trimmed, as it stores answers.
+        chat += [{"role": "assistant", "content": text.strip()}, *says("And a dog?")]
+        shared.wait_idle()
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/completions", "/v1", "/"])
+def test_a_chat_written_as_one_text_is_a_chat(shared: Proxy, path: str) -> None:
+    question = f"What is a lamp? {uuid4().hex[:6]}"
+    prompt = f"||>Instructions:\nBe terse.\n\n||>User:\n{question}\n||>Assistant:\n"
+    body = {"prompt": prompt, "model": "gpt-3.5-turbo", "max_tokens": 12, "stop": STOPS}
+    first = shared.post(path, body)
+    completion = Completion.model_validate_json(first.text, strict=True)
+    text = completion.choices[0].text
+    assert text
+    assert first.headers["x-chatfold-conversation"]
+    again = {**body, "prompt": f"{prompt}{text}\n||>User:\nWho lit it?\n||>Assistant:\n"}
+    second = shared.post(path, {**again, "stream": True, "stream_options": {"include_usage": True}})
+    *frames, done = [line for line in second.text.split("\n\n") if line.startswith("data: ")]
+    assert done == "data: [DONE]"
+    chunks = [json.loads(f.removeprefix("data: ")) for f in frames]
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks[:-1])
+    usage = chunks[-1]["usage"]
+    assert usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] <= 24
+    headers = [r.headers["x-chatfold-conversation"] for r in (first, second)]
+    assert headers[0] == headers[1]
+
+
+def test_an_image_is_a_clear_error_that_is_not_tried_again(shared: Proxy) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    parts = [{"type": "text", "text": "What is this?"}, image]
+    messages = [{"role": "user", "content": parts}]
+    for model in ("gpt-4-vision-preview", "gpt-4o"):
+        refused = shared.post("/v1/chat/completions", {"model": model, "messages": messages})
+        assert refused.status_code == 400
+        assert "cannot see images" in refused.json()["error"]["message"]
+
+
+def test_two_users_in_a_row_and_an_answer_in_front_are_understood(shared: Proxy) -> None:
+    mark = uuid4().hex[:6]
+    shared.chat([*says(f"First {mark}."), *says("Second.")], max_tokens=4)
+    leading = [{"role": "assistant", "content": f"I said {mark}."}, *says("What did you say?")]
+    assert shared.chat(leading, max_tokens=4)["choices"][0]["message"]["content"]
+
+
+def test_a_name_with_a_long_context_is_offered(tmp_path: Path) -> None:
+    names = "gpt-4-1106-preview, mine"
+    with serving(tmp_path, "--n-ctx", "512", CHATFOLD_LIBRECHAT_MODEL_NAMES=names) as proxy:
+        listed = [model["id"] for model in proxy.get("/models").json()["data"]]
+        assert listed[1:] == ["gpt-4-1106-preview", "mine"]
+
+
+@pytest.mark.parametrize("titles", ["first-words", "off"])
+def test_titles_without_the_model(tmp_path: Path, titles: str) -> None:
+    with serving(tmp_path, "--n-ctx", "512", CHATFOLD_LIBRECHAT_TITLES=titles) as proxy:
+        title = ask_title(proxy, json_now("What is a lighthouse keeper doing all day?", ""))
+        assert title == ("New Chat" if titles == "off" else "What is a lighthouse keeper")
+        assert not of_class(proxy.events(), "side")
+
+
+def test_a_title_that_would_have_to_wait_too_long_is_the_first_words(tmp_path: Path) -> None:
+    with serving(tmp_path, "--n-ctx", "512", CHATFOLD_LIBRECHAT_TITLE_S="1") as proxy:
+        question = "Please count from one to a thousand."
+        body = {"messages": says(question), "user": "u1", **ENDLESS}
+        with sent(proxy, body, agent="curl", key="") as lines:
+            deltas(lines, 1)
+            assert ask_title(proxy, plain_now(question, "")) == "Please count from one to"
+            assert not of_class(proxy.events(), "side")
             assert deltas(lines, 1)
