@@ -30,6 +30,8 @@ TRAILER_S = 2.0
 """For what comes behind the finish_reason: usage, [DONE]."""
 DRAIN_S = 0.25
 """For the last bytes behind [DONE], without which the connection cannot be used again."""
+COUNT_S = 20.0
+"""For the server to count. llama_cpp.server first finishes the prompt it has begun."""
 MAX_ANSWER_BYTES = 64 << 20
 """Answers are held for slow readers, so that these do not hold up everybody else's turn."""
 
@@ -270,9 +272,11 @@ class Session:
     # -- how long a prompt is --------------------------------------------------------------------
 
     async def count(self, texts: Sequence[str]) -> list[int]:
-        """With the server's tokenizer where it has one. Raises EngineUnavailable."""
+        """With the server's tokenizer where it has one and answers within COUNT_S; else an
+        estimate. Raises EngineUnavailable."""
         if self.tokenizer:
-            return await self._counter.exact(self.tokenizer, texts)
+            with anyio.move_on_after(COUNT_S):
+                return await self._counter.exact(self.tokenizer, texts)
         return await self._counter.estimate(texts)
 
     async def _estimate(self, context: Context) -> int:

@@ -159,6 +159,21 @@ async def test_a_long_history_is_counted_in_one_request() -> None:
         assert server.log.count("tokenize") == asked + 1
 
 
+async def test_a_server_that_takes_too_long_to_count_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hangs(exchange: Exchange) -> None:
+        await server.note("asked to count")
+        await exchange.until_gone()
+
+    server = llama_server()
+    async with serving(server, remote=RemoteConfig()) as engine:
+        monkeypatch.setattr("proxy.engines.remote_session.COUNT_S", 0.05)
+        server.routes["POST", "/tokenize"] = hangs
+        assert await engine.count(["hello there"]) == [3]
+        assert "asked to count" in server.log
+
+
 async def test_nobody_is_asked_to_count_while_an_answer_runs_on_llama_cpp_server() -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD + b"transfer-encoding: chunked\r\n\r\n")
