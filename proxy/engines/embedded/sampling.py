@@ -18,9 +18,10 @@ PENALTY_LAST_N = 64
 """How far back penalties look: llama.cpp's own default."""
 
 GRAMMAR_STEP_S = 2.0
-"""Longest time that a grammar may take for one token. Checking all 49,152 tokens of SmolLM2 takes
-20 to 60 ms here; what takes a hundred times as long has choices that multiply, and would go on to
-double with every few tokens, while everybody waits."""
+"""Longest time that a grammar may take for one token. Checking all 49,152 tokens of SmolLM2 took
+7 ms (a schema of three fields) and 15 ms (any object) in the median, 81 ms at most, with one other
+busy process on two cores. What takes 25 times the longest has choices that multiply, and would go
+on to double with every few tokens, while everybody waits."""
 
 DEAD_END = "No token of this model continues the answer as its schema wants."
 TOO_SLOW = "The schema leaves too many ways to go on at this place of the answer."
