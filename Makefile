@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$p; break; }; done),python3)
 
-.PHONY: help serve test lint types format format-check bench-flat bench-memory bench-remote \
+.PHONY: help serve test lint types format format-check bench-flat bench-memory bench-tuning bench-remote \
 	bench-engine bench-engine-kill bench-engine-warm bench-librechat soak clean
 
 help: ## this list
@@ -50,6 +50,9 @@ bench-memory: $(DEV) ## what memory promises, in figures, without a model: table
 
 bench-librechat: $(DEV) ## what LibreChat's clients get: URLs, titles, sliding windows, Stop; JSON
 	$(BIN)/python -m bench.librechat $(ARGS)
+
+bench-tuning: $(DEV) ## is what chatfold tune foretells what happens? and all presets on LoCoMo
+	$(BIN)/python -m bench.tuning $(ARGS)
 
 bench-engine: $(DEV) ## what the embedded engine promises, beside llama_cpp.Llama: tables, JSON
 	$(BIN)/python -m bench.engine $(ARGS)

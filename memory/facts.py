@@ -83,7 +83,7 @@ _SINGLE_LETTER_UNITS = frozenset("g l m h s C F K W V A")
 
 
 @dataclass(frozen=True, slots=True)
-class _Fact:
+class Fact:
     """One fact: its kind, how it is written, whether the user said it, and where it came first."""
 
     kind: str
@@ -122,16 +122,16 @@ def exact_facts(source: Sequence[Message], summary: str, *, limit_chars: int) ->
 def _lost(source: Sequence[Message], summary: str) -> Iterator[str]:
     orders = [order for order in standing_instructions(source) if order not in summary]
     yield from orders
-    told = _Told.of("\n".join((summary, *orders)))
-    for fact in sorted(_facts(source), key=lambda fact: fact.rank):
+    told = Told.of("\n".join((summary, *orders)))
+    for fact in sorted(all_facts(source), key=lambda fact: fact.rank):
         if not told.holds(fact):
             told = told.plus(fact)
             yield fact.text
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What can be read in a summary and in the facts listed so far."""
+class Told:
+    """What can be read in a text and in the facts listed behind it so far."""
 
     text: str
     numbers: frozenset[str]
@@ -139,15 +139,16 @@ class _Told:
     listed: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, text: str) -> _Told:
+    def of(cls, text: str) -> Told:
         return cls(_key(text), numbers.readings(text), names.known(text))
 
-    def plus(self, fact: _Fact) -> _Told:
+    def plus(self, fact: Fact) -> Told:
         held = self.numbers | numbers.readings(fact.text)
-        return _Told(self.text, held, self.known, (*self.listed, _key(fact.text)))
+        return Told(self.text, held, self.known, (*self.listed, _key(fact.text)))
 
-    def holds(self, fact: _Fact) -> bool:
-        """As written, inside a listed fact, or all its numbers and words one by one.
+    def holds(self, fact: Fact) -> bool:
+        """Whether it can be read there: as written, inside a listed fact, or all its numbers and
+        words one by one.
 
         A number of three digits or more is found without its neighbour: it is rare enough.
         """
@@ -165,15 +166,15 @@ class _Told:
         )
 
 
-def _facts(source: Sequence[Message]) -> list[_Fact]:
+def all_facts(source: Sequence[Message]) -> list[Fact]:
     """Every fact once, with all its mentions; the user's when the user said it at all."""
-    found: dict[str, _Fact] = {}
+    found: dict[str, Fact] = {}
     for message in source:
         by_user = message.role == USER
         for kind, text in _in_text(without_code(message.text)):
             key = _key(text)
             old = found.get(key)
-            found[key] = _Fact(
+            found[key] = Fact(
                 kind,
                 old.text if old else text,
                 by_user or bool(old and old.by_user),

@@ -200,6 +200,18 @@ def summary(conn: sqlite3.Connection, owner: str, id_: int) -> Summary:
     return as_summary(row)
 
 
+def longest(conn: sqlite3.Connection, *, limit: int) -> list[tuple[str, str, bytes, int]]:
+    """(owner, conversation, digest of its newest message, messages on the path to it)."""
+    rows = conn.execute(
+        "SELECT owners.key, messages.conversation, messages.digest, messages.depth + 1 "
+        "FROM messages JOIN owners ON owners.id = messages.owner WHERE messages.id IN "
+        "(SELECT max(id) FROM messages GROUP BY conversation) "
+        "ORDER BY messages.depth DESC, messages.id DESC LIMIT :limit",
+        {"limit": limit},
+    )
+    return [tuple(row) for row in rows]
+
+
 def by_message_digest(
     conn: sqlite3.Connection, owner: str, message_digest: bytes, *, limit: int
 ) -> list[tuple[str, Node]]:

@@ -199,6 +199,11 @@ class Store:
         this history, in use, and in use or waiting to be warm (memory.compaction.cover)."""
         return await self._read(lambda conn: queries.covering(conn, owner, conversation, digests))
 
+    async def longest(self, *, limit: int) -> list[tuple[str, str, bytes, int]]:
+        """(owner, conversation, digest of its newest message, messages on the path to it) of the
+        longest conversations over all owners: for whoever runs the proxy, never for a client."""
+        return await self._read(lambda conn: queries.longest(conn, limit=limit))
+
     async def by_message_digest(
         self, owner: str, message_digest: bytes, *, limit: int = 50
     ) -> list[tuple[str, Node]]:

@@ -5,7 +5,7 @@ tiktoken.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil
 
 import tiktoken
@@ -60,9 +60,16 @@ class TiktokenCounter:
         return [ceil(_tokens(encoding, text) * self._factor) for text in texts]
 
 
+def tokens_of(text: str) -> list[int]:
+    """The tokens themselves. Never raises."""
+    return [t for piece in _pieces(tiktoken.get_encoding(ENCODING), text) for t in piece]
+
+
 def _tokens(encoding: tiktoken.Encoding, text: str) -> int:
-    # `<|endoftext|>` in a text is text: with the default this would raise.
-    return sum(
-        len(encoding.encode(text[start : start + PIECE_CHARS], disallowed_special=()))
-        for start in range(0, len(text), PIECE_CHARS)
-    )
+    return sum(map(len, _pieces(encoding, text)))
+
+
+def _pieces(encoding: tiktoken.Encoding, text: str) -> Iterator[list[int]]:
+    for start in range(0, len(text), PIECE_CHARS):
+        # `<|endoftext|>` in a text is text: with the default this would raise.
+        yield encoding.encode(text[start : start + PIECE_CHARS], disallowed_special=())

@@ -20,6 +20,7 @@ import click
 from proxy import hub
 from proxy.config import Config, ConfigError, Key, check_files, keys, load
 from proxy.hub import HubError
+from proxy.tuning.command import tune
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -160,6 +161,9 @@ def backup(target: Path, file: Path | None, data: str | None) -> None:
     except StoreError as exc:
         raise click.ClickException(str(exc)) from exc
     click.echo(f"{target}: {target.stat().st_size:,} bytes")
+
+
+cli.add_command(tune)
 
 
 async def _backup(source: Path, target: Path) -> None:

@@ -100,6 +100,8 @@ class Call:
     cached_tokens: int
     max_tokens: int | None
     generated: int = 0
+    seconds: float | None = None
+    """None where nothing was really evaluated."""
 
     @property
     def evaluated(self) -> int:
