@@ -20,6 +20,8 @@ TURNS = 40
 LIMIT_TOKENS = 2000
 CHARS_PER_TOKEN = 4
 STOPS = 20
+PACED_TURNS = 16
+UNPACED_TURNS = 8
 SYSTEM = "You are terse."
 
 Turn = tuple[str, str]
@@ -118,14 +120,14 @@ def after_the_answer(chatfold: Chatfold) -> tuple[dict[str, Any], list[Check]]:
     then the same chat without a pause: how long a request waits for background work."""
     shares = []
     chat: Chat = []
-    for n in range(24):
+    for n in range(PACED_TURNS):
         since = len(events.read(chatfold.trace))
         _say(chatfold, chat, note(n))
         chatfold.wait_until_idle()
         trace = events.read(chatfold.trace)[since:]
         shares.append((_engine_s(trace, "background"), _engine_s(trace, "chat")))
     since = len(events.read(chatfold.trace))
-    for n in range(24, 40):
+    for n in range(PACED_TURNS, PACED_TURNS + UNPACED_TURNS):
         _say(chatfold, chat, note(n))
     chatfold.wait_until_idle()
     visits = events.chat_visits(events.read(chatfold.trace)[since:])
