@@ -224,10 +224,12 @@ def by_message_digest(
     return [(row[0], as_node(row[1:])) for row in rows]
 
 
-def find(conn: sqlite3.Connection, owner: str, typed: str, *, limit: int) -> list[tuple[str, Node]]:
+def find(
+    conn: sqlite3.Connection, owner: str, typed: str, *, limit: int, unfinished: bool = False
+) -> list[tuple[str, Node]]:
     """The best of the word index and the best of the trigram index in turns, then the newest
     messages that hold a fragment too short for either."""
-    query = search.parse(typed)
+    query = search.parse(typed, unfinished=unfinished)
     ranked = zip_longest(
         _matches(conn, "message_words", owner, query.words, limit),
         _matches(conn, "message_trigrams", owner, query.trigrams, limit),

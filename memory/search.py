@@ -46,13 +46,17 @@ def is_unspaced(text: str) -> bool:
     return _RUN.search(text) is not None
 
 
-def parse(typed: str) -> Query:
-    """Any term may match; the index ranks what matches more, and rarer, terms first."""
+def parse(typed: str, *, unfinished: bool = False) -> Query:
+    """Any term may match; the index ranks what matches more, and rarer, terms first.
+
+    With `unfinished` somebody is still typing: the last word may be the beginning of one.
+    """
     typed = storable(typed[:MAX_QUERY_CHARS]).replace("\0", " ")
     runs = _RUN.findall(typed)
-    words = (word for word in _RUN.sub(" ", typed).split() if any(map(str.isalnum, word)))
+    words = [word for word in _RUN.sub(" ", typed).split() if any(map(str.isalnum, word))]
+    last = words[-1] if unfinished and words and typed.endswith(words[-1]) else ""
     return Query(
-        words=_any_of(words),
+        words=_any_of(words, _quoted(last) + "*" if last else ""),
         trigrams=_any_of(gram for run in runs for gram in _grams(run)),
         fragments=tuple(dict.fromkeys(run for run in runs if len(run) < GRAM_CHARS))[:MAX_TERMS],
     )
@@ -62,6 +66,10 @@ def _grams(run: str) -> list[str]:
     return [run[i : i + GRAM_CHARS] for i in range(len(run) - GRAM_CHARS + 1)]
 
 
-def _any_of(terms: Iterable[str]) -> str:
-    quoted = ('"' + term.replace('"', '""') + '"' for term in dict.fromkeys(terms))
-    return " OR ".join(islice(quoted, MAX_TERMS))
+def _any_of(terms: Iterable[str], *further: str) -> str:
+    quoted = islice(map(_quoted, dict.fromkeys(terms)), MAX_TERMS)
+    return " OR ".join([*quoted, *filter(None, further)])
+
+
+def _quoted(term: str) -> str:
+    return '"' + term.replace('"', '""') + '"'

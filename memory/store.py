@@ -26,10 +26,11 @@ from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
-from memory import changes, erasure, migrations, queries
+from memory import changes, erasure, listing, migrations, queries
 from memory.backup import copy
 from memory.database import open_for_reading, open_for_writing
 from memory.integrity import integrity
+from memory.listing import Entry, Found, OwnerEntry, Twig
 from memory.records import Node, Standing, Summary
 from memory.store_errors import (
     NotStored,
@@ -216,6 +217,37 @@ class Store:
         """(conversation, message), best first. Any word of the query may match, in any script;
         no query is a syntax error."""
         return await self._read(lambda conn: queries.find(conn, owner, query, limit=limit))
+
+    async def owners(self) -> list[OwnerEntry]:
+        """Everybody who has conversations. For the operator alone: no owner may see another."""
+        return await self._read(listing.owners)
+
+    async def conversations(self, owner: str, *, limit: int = 50, offset: int = 0) -> list[Entry]:
+        """Those that grew last first."""
+        return await self._read(
+            lambda conn: listing.conversations(conn, owner, limit=limit, offset=offset)
+        )
+
+    async def n_conversations(self, owner: str) -> int:
+        return await self._read(lambda conn: listing.n_conversations(conn, owner))
+
+    async def conversation(self, owner: str, conversation: str) -> Entry | None:
+        return await self._read(lambda conn: listing.conversation(conn, owner, conversation))
+
+    async def tree(self, owner: str, conversation: str) -> list[Twig]:
+        """All messages of the conversation without their texts, parents first."""
+        return await self._read(lambda conn: listing.tree(conn, owner, conversation))
+
+    async def find(self, owner: str, typed: str, *, limit: int = 20) -> Found:
+        """As search, while somebody types, and over summaries too."""
+
+        def look(conn: sqlite3.Connection) -> Found:
+            messages = queries.find(conn, owner, typed, limit=limit, unfinished=True)
+            summaries = listing.find_summaries(conn, owner, typed, limit=limit)
+            ids = [*(id_ for id_, _ in messages), *(s.conversation for s in summaries)]
+            return Found(messages, summaries, listing.entries(conn, owner, ids))
+
+        return await self._read(look)
 
     async def status(self) -> dict[str, Any]:
         """Counts over all owners, bytes of the file and its log, and whether it is degraded."""

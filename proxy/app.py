@@ -32,6 +32,9 @@ from proxy.engines.base import Engine
 from proxy.errors import ApiError, LastResort, exception_handlers
 from proxy.headers import owner_of
 from proxy.metrics import CONTENT_TYPE, Metrics
+from proxy.pages.access import Sessions
+from proxy.pages.render import Templates
+from proxy.pages.routes import page_routes
 from proxy.requests import check_key, client_id_of, headers_for, json_response, read_chat
 from proxy.running import Running
 from proxy.shared import Joins
@@ -57,6 +60,7 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
         Route("/api/context", context, methods=["POST"]),
         Route("/api/conversations", forget_all, methods=["DELETE"]),
         Route("/api/conversations/{conversation}", forget, methods=["DELETE"]),
+        *page_routes(),
     ]
     app = Starlette(
         routes=routes,
@@ -66,6 +70,8 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
     )
     app.state.config = config
     app.state.engine = engine
+    app.state.sessions = Sessions()
+    app.state.templates = Templates()
     return app
 
 

@@ -329,6 +329,12 @@ class Config:
     )
     max_body_bytes: int = _key(16 * 2**20, "Largest request body in bytes.", low=1024, high=2**30)
     queue_limit: int = _key(64, "Requests that may wait; further ones are refused.", low=1)
+    inspect: str = _key(
+        "on",
+        "Who may open the inspector's pages: on lets in whoever logs in with an API key, and where "
+        "none is set whoever sits at this machine; key the former only; off nobody.",
+        choices=("on", "key", "off"),
+    )
     log_level: str = _key("info", "How much is logged.", choices=LOG_LEVELS)
     engine: EngineConfig = field(default_factory=EngineConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig)

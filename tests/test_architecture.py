@@ -21,6 +21,7 @@ STORE_FILES = {
     "memory/database.py",
     "memory/erasure.py",
     "memory/integrity.py",
+    "memory/listing.py",
     "memory/migrations.py",
     "memory/queries.py",
     "memory/search.py",

@@ -1,0 +1,134 @@
+"""The pages that change something, each only for a form of our own."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from memory.store import Store
+from proxy import wire
+from proxy.errors import bad_request
+from proxy.exports import ExportError, parse_export
+from proxy.pages import exporting
+from proxy.pages.access import Refused, Visitor, require_own_act
+from proxy.pages.importing import import_chats
+from proxy.pages.render import HEADERS, language_for
+from proxy.pages.serving import chat_of, form, page, see, show
+from proxy.pages.words import teller
+from proxy.requests import json_response, read_body
+
+QUOTE_CHARS = 300
+
+
+@page
+async def ask_forget(request: Request, who: Visitor) -> Response:
+    chat, t = await chat_of(request, who), teller(language_for(request))
+    return show(
+        request,
+        "ask.html",
+        visitor=who,
+        at="list",
+        title=t("forget_conversation_title"),
+        quote=chat.entry.begins[:QUOTE_CHARS],
+        hint=t("forget_conversation_hint"),
+        action=f"/inspect/c/{chat.entry.id}/forget",
+        back=f"/inspect/c/{chat.entry.id}",
+    )
+
+
+@page
+async def forget(request: Request, who: Visitor) -> Response:
+    await form(request, who)
+    store: Store = request.app.state.store
+    n = await store.forget_conversation(who.owner, request.path_params["conversation"])
+    if not n:
+        raise Refused("not_found", 404)
+    await forget_in_memory(request, who.owner)
+    return see("/", forgotten=n)
+
+
+@page
+async def ask_forget_all(request: Request, who: Visitor) -> Response:
+    t = teller(language_for(request))
+    n = await request.app.state.store.n_conversations(who.owner)
+    return show(
+        request,
+        "ask.html",
+        visitor=who,
+        at="list",
+        title=t("forget_all_title"),
+        quote="",
+        hint=t("forget_all_hint", n=n),
+        action="/inspect/forget",
+        back="/",
+    )
+
+
+@page
+async def forget_all(request: Request, who: Visitor) -> Response:
+    await form(request, who)
+    n = await request.app.state.store.forget_owner(who.owner)
+    await forget_in_memory(request, who.owner)
+    return see("/", forgotten=n)
+
+
+async def forget_in_memory(request: Request, owner: str) -> None:
+    """What the model's cache and its snapshots hold of this owner."""
+    request.app.state.running.forget(owner)
+    await request.app.state.engine.forget(owner)
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+@page
+async def export_markdown(request: Request, who: Visitor) -> Response:
+    chat = await chat_of(request, who)
+    nodes = await request.app.state.store.nodes(who.owner, chat.digests)
+    text = exporting.markdown(chat.entry.begins, nodes, chat.active)
+    name = exporting.file_name(chat.entry.id, ".md")
+    return _file(name, text.encode("utf-8"), "text/markdown; charset=utf-8")
+
+
+@page
+async def export_openai(request: Request, who: Visitor) -> Response:
+    chat = await chat_of(request, who)
+    nodes = await request.app.state.store.nodes(who.owner, chat.digests)
+    name = exporting.file_name(chat.entry.id, ".json")
+    return _file(name, wire.encode(exporting.openai_messages(nodes)), "application/json")
+
+
+@page
+async def export_librechat(request: Request, who: Visitor) -> Response:
+    chat = await chat_of(request, who)
+    twigs = await request.app.state.store.tree(who.owner, chat.entry.id)
+    nodes = await request.app.state.store.nodes(who.owner, [t.digest for t in twigs])
+    value = exporting.librechat(chat.entry.id, chat.entry.begins, nodes)
+    name = exporting.file_name(chat.entry.id, "-librechat.json")
+    return _file(name, wire.encode(value), "application/json")
+
+
+def _file(name: str, body: bytes, media_type: str) -> Response:
+    headers = HEADERS | {"content-disposition": f'attachment; filename="{name}"'}
+    return Response(body, headers=headers, media_type=media_type)
+
+
+@page
+async def ask_import(request: Request, who: Visitor) -> Response:
+    return show(request, "import.html", visitor=who, at="import")
+
+
+@page
+async def take_import(request: Request, who: Visitor) -> Response:
+    """The file is the body, as it is: its name never comes here. Answers JSON."""
+    sent = request.headers.get("x-chatfold-token", "")
+    require_own_act(request.headers, token=who.token, sent=sent)
+    body = await read_body(request, request.app.state.config.max_body_bytes)
+    try:
+        chats = parse_export(body, name="The file")
+    except ExportError as exc:
+        raise bad_request(str(exc)) from exc
+    found = await import_chats(request.app.state.store, who.owner, chats)
+    t = teller(language_for(request))
+    values = {"conversations": found.conversations, "messages": found.messages}
+    return json_response({"said": t("imported", **values), **values}, headers=HEADERS)

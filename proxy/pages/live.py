@@ -1,0 +1,88 @@
+"""What chatfold is doing, while it happens: a page, and server-sent events that keep it true."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from proxy import sse
+from proxy.disconnect import EventStream
+from proxy.pages.access import LoginNeeded, Refused, Visitor
+from proxy.pages.render import language_for
+from proxy.pages.serving import page, show, visitor
+from proxy.pages.words import teller
+
+LOOK_S = 0.5
+"""From one look at the state to the next. It is sent only where it changed."""
+
+
+@page
+async def live(request: Request, who: Visitor) -> Response:
+    return show(request, "live.html", visitor=who, at="live", facts=_facts(request))
+
+
+@page
+async def events(request: Request, who: Visitor) -> Response:
+    return EventStream(_changes(request), ping_s=request.app.state.config.timeouts.ping_s)
+
+
+async def _changes(request: Request) -> AsyncGenerator[bytes, None]:
+    """Ends where the session does."""
+    last: dict[str, str] = {}
+    while _may_go_on(request):
+        facts = _facts(request)
+        if facts != last:
+            yield sse.data(facts)
+            last = facts
+        await asyncio.sleep(LOOK_S)
+
+
+def _may_go_on(request: Request) -> bool:
+    try:
+        visitor(request)
+    except (LoginNeeded, Refused):
+        return False
+    return True
+
+
+def _facts(request: Request) -> dict[str, str]:
+    state = request.app.state
+    background = {"running": state.keeper.running, "pending": state.keeper.pending}
+    t = teller(language_for(request))
+    facts = facts_of(state.engine.status(), background)
+    classes = ("chat", "side", "background")
+    for name in ("running", "waiting"):
+        counts = facts[name].split("/")
+        facts[name] = ", ".join(
+            f"{t(cls + '_class')} {n}" for cls, n in zip(classes, counts, strict=True)
+        )
+    return facts
+
+
+def facts_of(status: Mapping[str, Any], background: Mapping[str, int]) -> dict[str, str]:
+    """An engine's status in a few words. Numbers of the whole machine: nothing of any owner."""
+    cells = status.get("cells")
+    facts = {
+        "engine": str(status.get("model") or "-"),
+        "running": _counts(status.get("running")),
+        "waiting": _counts(status.get("waiting")),
+        "background": f"{background['running']} + {background['pending']}",
+    }
+    if trouble := status.get("trouble"):
+        facts["engine"] = str(trouble)
+    if cells:
+        share = 100 * status["cells_used"] // cells
+        facts["cells"] = f"{status['cells_used']:,} / {cells:,} ({share} %)"
+        facts["sequences"] = f"{status['sequences_used']:,}"
+        size = status["snapshot_bytes"] / 1e6
+        facts["snapshots"] = f"{status['snapshots']:,} ({size:,.0f} MB)"
+    return facts
+
+
+def _counts(by_class: Mapping[str, int] | None) -> str:
+    found = by_class or {}
+    return "/".join(str(found.get(name, 0)) for name in ("chat", "side", "background"))

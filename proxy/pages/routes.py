@@ -1,0 +1,50 @@
+"""The pages' routes. None of them ends in a word that `librechat.paths` reads as the API's."""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proxy.pages import acts, door, live, reading
+from proxy.pages.render import static_file
+
+CHAT = "/inspect/c/{conversation}"
+
+
+def page_routes() -> list[Route]:
+    return [
+        Route("/", reading.home, methods=["GET"]),
+        Route("/inspect/files/{name}", files, methods=["GET"]),
+        Route("/inspect/login", door.login_form, methods=["GET"]),
+        Route("/inspect/login", door.login, methods=["POST"]),
+        Route("/inspect/logout", door.logout, methods=["POST"]),
+        Route("/inspect/owners", door.owners, methods=["GET"]),
+        Route("/inspect/owner", door.choose_owner, methods=["POST"]),
+        Route("/inspect/live", live.live, methods=["GET"]),
+        Route("/inspect/events", live.events, methods=["GET"]),
+        Route("/inspect/import", acts.ask_import, methods=["GET"]),
+        Route("/inspect/import", acts.take_import, methods=["POST"]),
+        Route("/inspect/forget", acts.ask_forget_all, methods=["GET"]),
+        Route("/inspect/forget", acts.forget_all, methods=["POST"]),
+        Route(CHAT, reading.conversation, methods=["GET"]),
+        Route(f"{CHAT}/turns", reading.turns, methods=["GET"]),
+        Route(f"{CHAT}/summaries", reading.summaries, methods=["GET"]),
+        Route(f"{CHAT}/summary/{{summary:int}}", reading.summary, methods=["GET"]),
+        Route(f"{CHAT}/branches", reading.branches, methods=["GET"]),
+        Route(f"{CHAT}/context", reading.context, methods=["GET"]),
+        Route(f"{CHAT}/export.md", acts.export_markdown, methods=["GET"]),
+        Route(f"{CHAT}/export.json", acts.export_openai, methods=["GET"]),
+        Route(f"{CHAT}/librechat.json", acts.export_librechat, methods=["GET"]),
+        Route(f"{CHAT}/forget", acts.ask_forget, methods=["GET"]),
+        Route(f"{CHAT}/forget", acts.forget, methods=["POST"]),
+    ]
+
+
+async def files(request: Request) -> Response:
+    """Style, scripts and the icon: the same for everybody."""
+    found = static_file(request.path_params["name"])
+    if found is None:
+        raise HTTPException(404)
+    return found

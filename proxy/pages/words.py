@@ -1,0 +1,299 @@
+"""The words on the pages, in each language. Pure.
+
+A template asks for a word by its name; a test sees to it that every language has every name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+ENGLISH = "en"
+JAPANESE = "ja"
+LANGUAGES = {ENGLISH: "English", JAPANESE: "日本語"}
+
+# name: (English, Japanese)
+_WORDS = {
+    "conversations": ("Conversations", "会話"),
+    "live": ("Live", "稼働状況"),
+    "import": ("Import", "取り込み"),
+    "forget_all": ("Forget everything", "すべて削除"),
+    "log_out": ("Log out", "ログアウト"),
+    "log_in": ("Log in", "ログイン"),
+    "owner": ("Owner", "所有者"),
+    "owners": ("Whose conversations?", "誰の会話を見ますか"),
+    "owners_hint": (
+        "Each API key and each user is an owner of their own. Here are all of them, who spoke last "
+        "first.",
+        "API キーと利用者ごとに所有者が分かれています。最近話した順に並んでいます。",
+    ),
+    "change_owner": ("Another owner", "所有者を変える"),
+    "choose": ("Show", "表示"),
+    "skip": ("Skip to the content", "本文へ移動"),
+    "search": ("Search", "検索"),
+    "search_hint": ("Words in turns and summaries", "発言と要約の中の言葉"),
+    "nothing_found": ("Nothing was found.", "見つかりませんでした。"),
+    "no_conversations": (
+        "There are no conversations yet. They appear here as soon as the first answer is stored.",
+        "会話はまだありません。最初の応答が保存されるとここに表示されます。",
+    ),
+    "no_conversations_user": (
+        "LibreChat sends a user's id with each request: its chats lie under that user. Log in with "
+        "the user's id, or with an owner's name as `chatfold inspect owners` prints it.",
+        "LibreChat は利用者の ID を送るので、会話はその利用者の下に保存されます。利用者の ID か、"
+        "`chatfold inspect owners` が表示する所有者名でログインしてください。",
+    ),
+    "in_messages": ("In turns", "発言"),
+    "in_summaries": ("In summaries", "要約"),
+    "n_messages": ("{n} messages", "メッセージ {n} 件"),
+    "n_turns": ("{n} turns", "{n} ターン"),
+    "n_summaries": ("{n} summaries", "要約 {n} 件"),
+    "n_tokens": ("{n} tokens", "{n} トークン"),
+    "n_conversations": ("{n} conversations", "会話 {n} 件"),
+    "n_ends": ("{n} branches", "枝 {n} 本"),
+    "not_counted": ("not counted yet", "未計測"),
+    "last_said": ("last said {when}", "最終発言 {when}"),
+    "newer": ("Newer", "新しい方へ"),
+    "older": ("Older", "古い方へ"),
+    "overview": ("Overview", "概要"),
+    "turns": ("Turns", "ターン"),
+    "summaries": ("Summaries", "要約"),
+    "branches": ("Branches", "枝"),
+    "context": ("What the model sees", "モデルに見える内容"),
+    "export": ("Export", "書き出し"),
+    "forget": ("Forget", "削除"),
+    "timeline": ("Timeline", "時系列"),
+    "timeline_hint": (
+        "Each bar is a turn, as high as it has tokens. A box above stands for the turns below it.",
+        "棒が 1 ターン、高さがトークン数です。上の箱は下にあるターンを要約したものです。",
+    ),
+    "legend_verbatim": ("word for word", "原文のまま"),
+    "legend_folded": ("told by a summary", "要約で伝達"),
+    "legend_active": ("in use", "使用中"),
+    "legend_waiting": ("written, not warm yet", "作成済み・準備中"),
+    "legend_past": ("merged or replaced", "統合・置換済み"),
+    "state_active": ("in use", "使用中"),
+    "state_waiting": ("written, not warm yet", "作成済み・準備中"),
+    "state_past": ("merged or replaced", "統合・置換済み"),
+    "rank": ("rank {n}", "階層 {n}"),
+    "turn": ("Turn {n}", "ターン {n}"),
+    "turns_span": ("Turns {first} to {last}", "ターン {first}〜{last}"),
+    "in_use_now": ("Summaries in use", "使用中の要約"),
+    "no_summaries": (
+        "No summaries yet: all turns go to the model word for word.",
+        "要約はまだありません。すべてのターンが原文のままモデルに渡されます。",
+    ),
+    "newest_turns": ("Newest turns", "最新のターン"),
+    "made_model": ("written by the model", "モデルが作成"),
+    "made_extractive": ("sentences of the chat", "会話の文を抜粋"),
+    "made_edited": ("corrected by hand", "手で修正"),
+    "checks_passed": ("all checks passed", "検査はすべて合格"),
+    "checks_failed": ("the model's own text failed: {names}", "モデルの文が不合格: {names}"),
+    "took": ("took {s} s", "所要 {s} 秒"),
+    "model": ("model", "モデル"),
+    "policy": ("policy", "方針"),
+    "prompt_version": ("prompt", "プロンプト"),
+    "written_at": ("written", "作成"),
+    "in_use_since": ("in use since", "使用開始"),
+    "details": ("How it was made", "作成の経緯"),
+    "turns_behind": ("The turns behind it", "元のターン"),
+    "made_from": ("Made of these summaries", "統合元の要約"),
+    "went_into": ("Went into", "統合先"),
+    "summary": ("Summary {n}", "要約 {n}"),
+    "user": ("user", "ユーザー"),
+    "assistant": ("assistant", "アシスタント"),
+    "tool": ("tool", "ツール"),
+    "system": ("system", "システム"),
+    "pinned": ("pinned", "固定"),
+    "note": ("told with this message", "この発言と共に伝えた内容"),
+    "context_hint": (
+        "Word for word what stands before your next message, summaries and all. The chat template's "
+        "own marks are added to it.",
+        "次の発言の前に置かれる内容そのものです。要約も含みます。これにチャットテンプレートの記号が加わります。",
+    ),
+    "context_no_model": (
+        "The model is not loaded yet, and only its tokenizer can tell what fits.",
+        "モデルがまだ読み込まれていません。何が収まるかはその分割器にしか分かりません。",
+    ),
+    "shape": (
+        "{verbatim} turns word for word ({verbatim_tokens} tokens), {summaries} summaries "
+        "({summary_tokens} tokens), system prompt {system_tokens} tokens, left out: {dropped} "
+        "messages; the window holds {window}.",
+        "原文 {verbatim} ターン（{verbatim_tokens} トークン）、要約 {summaries} 件"
+        "（{summary_tokens} トークン）、システムプロンプト {system_tokens} トークン、"
+        "省略 {dropped} 件、窓の大きさ {window}。",
+    ),
+    "branches_hint": (
+        "Edits and regenerated answers grow branches. Choose one to see its turns and what the "
+        "model would see on it.",
+        "編集や再生成で枝が分かれます。枝を選ぶと、そのターンとモデルに見える内容を表示します。",
+    ),
+    "this_branch": ("shown now", "表示中"),
+    "as_markdown": ("Markdown", "Markdown"),
+    "as_openai": ("OpenAI messages (JSON)", "OpenAI メッセージ (JSON)"),
+    "as_librechat": ("LibreChat import (JSON)", "LibreChat 取り込み用 (JSON)"),
+    "forget_conversation_title": ("Forget this conversation?", "この会話を削除しますか"),
+    "forget_conversation_hint": (
+        "All its branches, summaries and the model's cache of it are deleted, down to the bytes in "
+        "the file. This cannot be undone. The chat UI keeps its own copy.",
+        "すべての枝、要約、モデルのキャッシュを、ファイル内のデータごと削除します。元に戻せません。"
+        "チャット画面側の控えは残ります。",
+    ),
+    "forget_all_title": ("Forget everything?", "すべて削除しますか"),
+    "forget_all_hint": (
+        "All {n} conversations of this owner, with everything made from them, are deleted, down to "
+        "the bytes in the file. This cannot be undone.",
+        "この所有者の会話 {n} 件と、そこから作られたすべてを、ファイル内のデータごと削除します。元に戻せません。",
+    ),
+    "forget_yes": ("Yes, forget it", "はい、削除します"),
+    "cancel": ("Keep it", "残します"),
+    "forgotten": ("Forgotten: {n} messages.", "{n} 件のメッセージを削除しました。"),
+    "forget_message": ("Forget this message", "このメッセージを削除"),
+    "forget_message_title": ("Forget this message?", "このメッセージを削除しますか"),
+    "forget_message_hint": (
+        "Its text is deleted, down to the bytes in the file, and every summary that tells of it. The "
+        "chat goes on around it, and when the chat UI sends the text again the model does not see "
+        "it. What others said of it stays. This cannot be undone.",
+        "本文と、それを含むすべての要約を、ファイル内のデータごと削除します。会話は続けられ、"
+        "チャット画面が再び送ってもモデルには見えません。他の発言での言及は残ります。元に戻せません。",
+    ),
+    "message_gone": ("(forgotten)", "（削除済み）"),
+    "import_title": ("Import chats", "会話の取り込み"),
+    "import_hint": (
+        "An export of LibreChat or ChatGPT, or OpenAI messages, as JSON. Every branch is kept. "
+        "Nothing is sent to the model until a chat goes on.",
+        "LibreChat、ChatGPT の書き出し、または OpenAI メッセージの JSON です。すべての枝を取り込みます。"
+        "会話が続くまでモデルには何も送りません。",
+    ),
+    "import_file": ("File", "ファイル"),
+    "import_do": ("Import", "取り込む"),
+    "imported": (
+        "Imported: {conversations} conversations, {messages} messages.",
+        "会話 {conversations} 件、メッセージ {messages} 件を取り込みました。",
+    ),
+    "correct": ("Correct this summary", "この要約を修正"),
+    "correct_hint": (
+        "Your text takes its place; the old one stays in the history. The model reads the new "
+        "context in the background.",
+        "入力した文が代わりに使われ、元の要約は履歴に残ります。新しい内容はモデルが裏で読み込みます。",
+    ),
+    "correct_do": ("Put it in place", "置き換える"),
+    "pin_title": ("Pinned facts", "固定した事実"),
+    "pin_hint": (
+        "What stands here is in every context of this conversation, right behind the system prompt.",
+        "ここに書いたことは、この会話のすべての文脈でシステムプロンプトの直後に置かれます。",
+    ),
+    "pin_do": ("Pin", "固定する"),
+    "pin_text": ("A fact to keep", "残したい事実"),
+    "unpin": ("Unpin", "固定を外す"),
+    "no_pins": ("Nothing is pinned.", "固定された事実はありません。"),
+    "login_hint": (
+        "The pages show what was said under one API key.",
+        "1 つの API キーの下で話された内容を表示します。",
+    ),
+    "key": ("API key", "API キー"),
+    "user_id": ("User id (optional)", "利用者 ID（任意）"),
+    "user_id_hint": (
+        "LibreChat sends one with each request; an owner's name from `chatfold inspect owners` will "
+        "do too.",
+        "LibreChat が毎回送る ID です。`chatfold inspect owners` の所有者名でも構いません。",
+    ),
+    "login_failed": ("This key does not open anything here.", "このキーでは開けません。"),
+    "error": ("This did not work", "うまくいきませんでした"),
+    "not_found": ("There is nothing here.", "ここには何もありません。"),
+    "inspect_off": (
+        "The pages are switched off (`inspect` in the configuration).",
+        "ページは無効になっています（設定の `inspect`）。",
+    ),
+    "no_key_set": (
+        "The pages need an API key, and none is set: `api_key` in the configuration.",
+        "ページには API キーが必要ですが、設定されていません（設定の `api_key`）。",
+    ),
+    "not_local": (
+        "Without an API key the pages are for this machine alone. Set `api_key` to use them from "
+        "elsewhere.",
+        "API キーなしでは、このマシンからのみ見られます。他から使うには `api_key` を設定してください。",
+    ),
+    "wrong_host": (
+        "Without an API key the pages answer to localhost and 127.0.0.1 only.",
+        "API キーなしでは、localhost と 127.0.0.1 の名前でのみ応答します。",
+    ),
+    "foreign_act": (
+        "This did not come from a page of chatfold's own, or that page is too old: open it again.",
+        "chatfold のページからの操作ではないか、ページが古すぎます。開き直してください。",
+    ),
+    "back": ("Back to the conversations", "会話の一覧へ戻る"),
+    "live_title": ("What chatfold is doing", "稼働状況"),
+    "live_running": ("Running", "実行中"),
+    "live_waiting": ("Waiting", "待機中"),
+    "live_background": ("Background", "裏の作業"),
+    "live_cells": ("KV cells in use", "使用中の KV セル"),
+    "live_sequences": ("Sequences", "系列"),
+    "live_snapshots": ("Snapshots on disk", "ディスク上の控え"),
+    "live_engine": ("Model", "モデル"),
+    "live_store": ("Store", "保存先"),
+    "live_hint": ("Changes show by themselves.", "変化は自動的に反映されます。"),
+    "live_lost": ("The connection was lost; trying again.", "接続が切れました。再接続しています。"),
+    "chat_class": ("chats", "会話"),
+    "side_class": ("titles and the like", "題名など"),
+    "background_class": ("summaries", "要約"),
+    "language": ("Language", "言語"),
+    "page": ("Page {n} of {of}", "{of} ページ中 {n} ページ"),
+    "speed": ("Per turn", "ターンごとの数値"),
+    "speed_hint": (
+        "Tokens of each answered request: evaluated, taken from the cache, generated; and the time "
+        "to the first token.",
+        "応答ごとのトークン数（評価・キャッシュ・生成）と、最初のトークンまでの時間です。",
+    ),
+    "evaluated": ("evaluated", "評価"),
+    "cached": ("from the cache", "キャッシュ"),
+    "generated": ("generated", "生成"),
+    "first_token": ("time to first token", "最初のトークンまで"),
+    "seen_at": ("What the model saw at turn {n}", "ターン {n} でモデルに見えた内容"),
+    "seen_exact": (
+        "Built again from what is stored, and equal to what was sent, to the last character.",
+        "保存内容から組み立て直し、実際に送った内容と一字一句一致しました。",
+    ),
+    "seen_differs": (
+        "What was sent can no longer be shown word for word: something of it was changed or "
+        "forgotten since. This is what it would be now.",
+        "その後の変更や削除のため、送った内容をそのまま再現できません。現在の内容で組み立てています。",
+    ),
+    "seen_unknown": (
+        "How this turn was put together was not recorded.",
+        "このターンの組み立ては記録されていません。",
+    ),
+    "against_before": ("What changed against the turn before", "前のターンからの変化"),
+}
+
+WORDS: Mapping[str, Mapping[str, str]] = {
+    ENGLISH: {name: words[0] for name, words in _WORDS.items()},
+    JAPANESE: {name: words[1] for name, words in _WORDS.items()},
+}
+
+
+def language_of(*, chosen: str, accepted: str) -> str:
+    """A language that we have: the one chosen, else the one the browser likes best."""
+    if chosen in LANGUAGES:
+        return chosen
+    weighed = []
+    for place, part in enumerate(accepted.split(",")[:32]):
+        name, _, parameters = part.partition(";")
+        quality = re.fullmatch(r"\s*q=([01](?:\.\d{0,3})?)\s*", parameters)
+        language = name.strip().lower().partition("-")[0]
+        if language in LANGUAGES:
+            weighed.append((-float(quality[1]) if quality else -1.0, place, language))
+    best = min(weighed, default=(0.0, 0, ENGLISH))
+    return best[2] if best[0] < 0 else ENGLISH
+
+
+def teller(language: str) -> Callable[..., str]:
+    """`t(name, n=3)`: the words with the values in their places, numbers grouped in thousands."""
+    words = WORDS[language]
+
+    def tell(name: str, **values: Any) -> str:
+        shown = {k: f"{v:,}" if isinstance(v, int) else v for k, v in values.items()}
+        return words[name].format(**shown)
+
+    return tell
