@@ -95,18 +95,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(_presets(options))
     if options.only == "presets":
         return 0
+    checks: list[Check] = []
     try:
         with tempfile.TemporaryDirectory(prefix="chatfold-bench-") as directory:
             work = options.work or Path(directory)
-            found = [_compared(name, work / name, options) for name in options.policy or POLICIES]
+            for name in options.policy or POLICIES:
+                one = _compared(name, work / name, options)
+                print(_text(one), flush=True)
+                checks += (held := _checks(one))
+                # At once: the next policy takes minutes.
+                _keep(options.results, [one], held)
     except BenchError as exc:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
-    checks = [check for one in found for check in _checks(one)]
-    for one in found:
-        print(_text(one))
     print("\n".join(map(str, checks)))
-    _keep(options.results, found, checks)
     return 0 if all(check.holds for check in checks) else 1
 
 
