@@ -19,7 +19,7 @@ from typing import Protocol
 
 from memory import summarize
 from memory.compaction import Merge, Step, Summarize, next_step, weights
-from memory.context import NOTE_TOKENS, Context, assemble, block_text
+from memory.context import NOTE_TOKENS, Context, DoesNotFit, assemble, block_text
 from memory.conversations import History, context_for, counted, revisit, room_for
 from memory.policy import Limits, Policy
 from memory.ports import Budget, Completer, ModelGone, TokenCounter, Warmer
@@ -247,7 +247,10 @@ class Keeper:
 
     async def _warm(self, job: Job, history: History) -> None:
         room = room_for(self._host().budget, self._limits, max_tokens=None)
-        assembled = context_for(history, self._policy, room, tokenizer=self._counter.tokenizer)
+        try:
+            assembled = context_for(history, self._policy, room, tokenizer=self._counter.tokenizer)
+        except DoesNotFit:
+            return  # Under a policy that refuses, so will the next request be.
         await self._evaluate(job, assembled.context)
 
     async def _evaluate(self, job: Job, context: Context) -> None:

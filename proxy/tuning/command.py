@@ -110,10 +110,13 @@ def _mistakes() -> tuple[type[Exception], ...]:
     from memory.store import StoreError
     from proxy.engines.base import EngineError
     from proxy.engines.embedded.loading import LoadError
+    from proxy.engines.embedded.template import TemplateError
     from proxy.tuning.applying import ApplyError
+    from proxy.tuning.replay import Refused
     from proxy.tuning.sources import SourceError
 
-    return SourceError, ApplyError, StoreError, EngineError, LoadError, OSError
+    ours = SourceError, ApplyError, StoreError, EngineError, LoadError, TemplateError, Refused
+    return *ours, OSError
 
 
 def _check(options: Options) -> None:

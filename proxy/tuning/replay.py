@@ -15,6 +15,7 @@ from memory.records import Summary
 from memory.scribe import Draft, Task
 from memory.transcript import Transcript, chain
 from proxy.engines.base import Engine, Priority, Sampling
+from proxy.errors import ApiError
 from proxy.tuning.chats import Chat, Exchange
 from proxy.tuning.house import House
 from proxy.tuning.retention import Kept, Reach, Sought, kept, reach, sought
@@ -26,6 +27,10 @@ OWNER = "tune"
 
 POINTS = 8
 """At so many moments, evenly over the chat, what was said is looked for in the context."""
+
+
+class Refused(Exception):
+    """The chat cannot go on under this policy. `str()` is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,8 @@ async def replay(
     done: int = 0,
 ) -> AsyncGenerator[Turn, None]:
     """The turns behind the first `done`, each when it is over. `path` is the file of the store,
-    which holds what an earlier run did. The policy's idle time is left out: nothing waits."""
+    which holds what an earlier run did. The policy's idle time is left out: nothing waits. Raises
+    Refused, EngineError, StoreError."""
     policy = replace(policy, idle_s=0.0)
     redraft = reused(aim.chat.summaries, policy)
     house = await House.open(path, engine, policy, redraft=redraft)
@@ -113,7 +119,12 @@ async def replay(
         for number, exchange in enumerate(aim.chat.exchanges[done:], done + 1):
             engine.calls.clear()
             house.events.clear()
-            yield await _turn(house, aim, exchange, number, script, setting)
+            try:
+                turn = await _turn(house, aim, exchange, number, script, setting)
+            except ApiError as exc:
+                what = f"turn {number} of {aim.chat.name!r} is refused under {policy.name}"
+                raise Refused(f"{what}: {exc}") from exc
+            yield turn
     finally:
         await house.close()
 

@@ -53,15 +53,20 @@ class Run:
 async def plan(
     run: Run, policies: Sequence[Policy], vocabulary: Vocabulary, *, tell: Tell
 ) -> list[Row]:
-    """A row for each policy, without a model."""
+    """A row for each policy, without a model. Raises what the first replay that fails raises."""
     turnstile = asyncio.Semaphore(AT_ONCE)
 
     async def one(aim: Aim, policy: Policy) -> list[Turn]:
         async with turnstile:
             return await planned(aim, policy, vocabulary, run.setting, progress=lambda: tell(1))
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [[group.create_task(one(aim, policy)) for aim in run.aims] for policy in policies]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                [group.create_task(one(aim, policy)) for aim in run.aims] for policy in policies
+            ]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
     return [
         run.row(policy, [task.result() for task in of_policy])
         for policy, of_policy in zip(policies, tasks, strict=True)

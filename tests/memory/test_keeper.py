@@ -20,6 +20,7 @@ from memory.records import EXTRACTIVE, MODEL, Summary
 from memory.scribe import Scribe, Task
 from memory.store import Store, StoreUnavailable
 from memory.transcript import ASSISTANT, USER, Message, Transcript, chain
+from proxy.errors import ApiError
 from proxy.tuning.house import House, verbatim
 from proxy.tuning.simulation import SimulatedEngine
 
@@ -790,3 +791,23 @@ async def test_with_pauses_every_turn_is_sent_or_summarised(  # type: ignore[no-
     await house.close()
     assert set(dropped) == {0}
     assert plan.context.shape.summaries > 0
+
+
+async def test_a_chat_that_its_policy_refuses_is_no_failure_of_the_keeper(  # type: ignore[no-untyped-def]
+    tmp_path: Path, anyio_backend: str
+) -> None:
+    """There is nothing to warm: the next request will be refused too."""
+    engine = SimulatedEngine(200, lambda c: ANSWERS[0] * 4, lambda c: "")
+    policy = replace(POLICY, compact=False, overflow="refuse")
+    house = await House.open(tmp_path / "store.db", engine, policy)
+    messages: list[Message] = []
+    with pytest.raises(ApiError, match="longer than the model's window"):
+        for i in range(40):
+            messages.append(Message(USER, f"Question {i} is about the thing number {i}."))
+            text, _ = await house.ask("ann", messages)
+            messages.append(Message(ASSISTANT, text))
+            await house.idle()
+    await house.idle()
+    await house.close()
+    assert len(messages) > 2
+    assert "background_failed" not in [event for event, _ in house.events]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from proxy.tuning.replay import Aim, Setting
 ROOT = Path(__file__).parents[2]
 SPEEDS = ("--prefill", "175", "--decode", "56")
 WINDOW = "512"
+SMALL = ("--window", "256", *SPEEDS)
 
 
 def chat(turns: int) -> list[dict[str, str]]:
@@ -146,18 +150,53 @@ def test_a_suggestion_is_explained_and_applied_as_a_file_of_its_own(
         (("--apply", "nothing"), "There is no policy 'nothing'"),
         (("--data", ".", *SPEEDS), "chatfold.db cannot be read: No such file"),
         (("chat.json", "--model", "no.gguf"), "the model no.gguf cannot be read"),
+        (
+            ("chat.json", "--policy", "strict.toml", "--window", "256", *SPEEDS),
+            "is refused under bal",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
     tmp_path: Path, source: Path, arguments: tuple[str, ...], told: str
 ) -> None:
     (tmp_path / "bad.json").write_text('{"some": "thing"}')
+    (tmp_path / "strict.toml").write_text('overflow = "refuse"\ncompact = false\n')
     done = tune(*arguments, cwd=tmp_path, status=2)
     assert done.stdout == ""
     assert done.stderr.startswith("chatfold: ")
     assert told in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "tune.html").exists()
+
+
+def test_ctrl_c_ends_it_quietly_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "long.json").write_text(json.dumps(chat(2000)))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    arguments = ("tune", "long.json", "--window", WINDOW, *SPEEDS)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "proxy", *arguments],
+        cwd=tmp_path,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        begun = wait_for(lambda: list(tmp_path.glob("chatfold-tune-*")))
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+    finally:
+        running.kill()
+    assert begun
+    assert (running.returncode, out, err.strip()) == (130, "", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["long.json"]
+
+
+def wait_for(condition: Callable[[], Any], *, limit_s: float = 30) -> Any:
+    deadline = time.monotonic() + limit_s
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
 
 
 def test_an_unfinished_line_and_a_lost_store_do_not_count(tmp_path: Path) -> None:
