@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -94,6 +95,7 @@ def tune(no_page: bool, **flags: Any) -> None:
     """
     options = Options(**flags | {"page": None if no_page else flags["page"]})
     _check(options)
+    _quiet()
     try:
         suggestion = asyncio.run(_run(options)) if _has_work(options) else None
         if options.apply:
@@ -104,6 +106,13 @@ def tune(no_page: bool, **flags: Any) -> None:
         raise click.Abort from None
     except _mistakes() as exc:
         raise click.ClickException(str(exc)) from exc
+
+
+def _quiet() -> None:
+    """What goes wrong ends the command with its own sentence: only errors of the house are told."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.ERROR)
+    logging.getLogger("chatfold").addHandler(handler)
 
 
 def _mistakes() -> tuple[type[Exception], ...]:

@@ -142,6 +142,8 @@ async def _turn(
     asked = chat.messages[: exchange.n_messages]
     await house.ask(OWNER, asked, system=exchange.system, max_tokens=setting.max_tokens)
     await house.idle()
+    if any(event == "background_failed" for event, _ in house.events):
+        raise Refused(f"the work behind turn {number} of {chat.name!r} failed.")
     context = _standing(engine.calls)
     wanted = aim.points.get(number)
     last = number == len(chat.exchanges)
