@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from memory.context import (
@@ -396,13 +396,16 @@ def test_the_cut_of_a_growing_chat_moves_once_a_step(
     st.integers(1, 200),
     st.integers(120, 300),
 )
+@example([1, 1, 34, 23, 34], 1, 120)
 def test_a_cut_takes_no_more_than_the_excess_a_step_and_a_turn(
     lengths: list[int], step: int, window: int
 ) -> None:
     room = Room(prompt_tokens=window, message_tokens=3, base_tokens=2, step_tokens=step)
     nodes = chat(*lengths)
     n = dropped(nodes, room)
-    total = sum(m.n_tokens + 3 for m in nodes) + room.base_tokens + NOTE_TOKENS
+    # The system message that the note of what was left out stands in has markup too.
+    markup = room.base_tokens + NOTE_TOKENS + room.message_tokens
+    total = sum(m.n_tokens + 3 for m in nodes) + markup
     gone = sum(m.n_tokens + 3 for m in nodes[:n])
     longest = max(sum(m.n_tokens + 3 for m in nodes[i : i + 2]) for i in range(len(nodes)))
     assert gone <= max(0, total - window + step + longest)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, assert_never
 
 from proxy.engines.embedded import protocol
 from proxy.engines.embedded.embedding import Embedder, Embeddings, Job
@@ -33,6 +33,7 @@ from proxy.engines.embedded.protocol import (
     Command,
     Count,
     CountTools,
+    Embed,
     Forget,
     Load,
     Pulse,
@@ -324,8 +325,12 @@ class Reader:
                 self._outbox.send(protocol.Counted(id=id_, counts=counts))
             case CountTools():
                 self._count_tools(command)
+            case Embed(id=id_, inputs=inputs):
+                self._embed(id_, inputs)
             case Load():
                 raise ValueError("a second Load")
+            case _:
+                assert_never(command)
 
     def _count_tools(self, command: CountTools) -> None:
         try:
