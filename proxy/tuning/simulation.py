@@ -183,8 +183,10 @@ class SimulatedEngine:
         )
         self.calls.append(call)
         if request.keep:
+            # The last token of an answer that its limit ended was written and never read.
+            read = said[:-1] if said and request.max_tokens == len(said) else said
             kept = self.resident.setdefault(request.owner, [])
-            kept.append([*prompt, *said])
+            kept.append([*prompt, *read])
             del kept[:-RESIDENT_MOST]
         yield Started(len(prompt), cached)
         if line.text:

@@ -16,6 +16,7 @@ import pytest
 
 from memory.policy import load_policy
 from memory.transcript import ASSISTANT, USER
+from proxy.cli import main
 from proxy.tuning.chats import Chat
 from proxy.tuning.progress import Progress, name_of
 from proxy.tuning.replay import Aim, Setting
@@ -157,15 +158,25 @@ def test_a_suggestion_is_explained_and_applied_as_a_file_of_its_own(
     ],
 )
 def test_mistakes_are_one_line(
-    tmp_path: Path, source: Path, arguments: tuple[str, ...], told: str
+    tmp_path: Path,
+    source: Path,
+    arguments: tuple[str, ...],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "bad.json").write_text('{"some": "thing"}')
     (tmp_path / "strict.toml").write_text('overflow = "refuse"\ncompact = false\n')
-    done = tune(*arguments, cwd=tmp_path, status=2)
-    assert done.stdout == ""
-    assert done.stderr.startswith("chatfold: ")
-    assert told in done.stderr
-    assert done.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    # In this process, whose logging is not the command's to set.
+    monkeypatch.setattr("proxy.tuning.command._quiet", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", *arguments])
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (2, "")
+    assert err.startswith("chatfold: ")
+    assert told in err
+    assert err.count("\n") == 1
     assert not (tmp_path / "tune.html").exists()
 
 

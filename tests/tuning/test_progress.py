@@ -11,10 +11,11 @@ import pytest
 from memory.policy import Policy
 from memory.transcript import ASSISTANT, USER, Message
 from proxy.tuning.chats import Chat
+from proxy.tuning.planning import planned
 from proxy.tuning.progress import Progress, measured, name_of
 from proxy.tuning.replay import Aim, Script, Setting, Turn, replay
 from proxy.tuning.replayed import ReplayedEngine
-from proxy.tuning.simulation import SimulatedEngine
+from proxy.tuning.simulation import SimulatedEngine, Words, words
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +30,7 @@ CHAT = Chat(
         for i in range(2 * TURNS)
     ),
 )
+N_ANSWER = len(words(CHAT.messages[1].text))
 SUMMARY = "Letters came for Katrin Oberle, and they were counted one by one."
 
 
@@ -110,3 +112,16 @@ async def test_no_text_of_the_chat_is_left_behind(tmp_path: Path) -> None:
     left = files(tmp_path)
     assert [path.suffix for path in left] == [".jsonl"]
     assert b"Katrin" not in left[0].read_bytes()
+
+
+async def test_a_limit_leaves_the_last_token_of_an_answer_to_be_read() -> None:
+    """As in a real engine: what is written last is not evaluated until somebody reads on."""
+    settings = SETTING, Setting(WINDOW, max_tokens=N_ANSWER)
+    aim = Aim(CHAT.first(2), {})
+    unbounded, bounded = [await planned(aim, POLICY, Words(), setting) for setting in settings]
+    assert [t.chat.evaluated for t in bounded] == [t.chat.evaluated for t in unbounded]
+    more = [
+        sum(w.evaluated for w in b.background) - sum(w.evaluated for w in a.background)
+        for a, b in zip(unbounded, bounded, strict=True)
+    ]
+    assert more[0] == 1
