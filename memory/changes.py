@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -11,9 +12,12 @@ from sqlite_utils import Database
 from memory import queries, search
 from memory.database import immediate
 from memory.queries import batches, marks
-from memory.records import Node, Summary
+from memory.records import Answered, Node, Pin, Summary
 from memory.store_errors import NotStored
 from memory.transcript import ROOT, Message, canonical, message_digest
+
+PINS_MOST = 20
+"""Each stands in every prompt of its conversation."""
 
 
 class _Stored(NamedTuple):
@@ -32,6 +36,7 @@ def append(
     new_id: Callable[[], str],
     now: float,
     client_id: str | None = None,
+    answered: Answered | None = None,
 ) -> str:
     """Returns the conversation in which the last node lies. See Store.append."""
     if not nodes:
@@ -55,6 +60,8 @@ def append(
         home = known[nodes[-1].digest].conversation
         if client_id is not None:
             _name(conn, owner_id, client_id, home)
+        if answered is not None:
+            _note(conn, owner_id, known[answered.message].id, answered, now)
         return home
 
 
@@ -108,6 +115,26 @@ def _name(conn: sqlite3.Connection, owner_id: int, client_id: str, conversation:
         "ON CONFLICT DO UPDATE SET conversation = excluded.conversation",
         (owner_id, search.storable(client_id), conversation),
     )
+
+
+def _note(
+    conn: sqlite3.Connection, owner_id: int, message: int, answered: Answered, now: float
+) -> None:
+    row: dict[str, object] = {
+        "owner": owner_id,
+        "message": message,
+        "prompt_tokens": answered.prompt_tokens,
+        "cached_tokens": answered.cached_tokens,
+        "generated_tokens": answered.generated_tokens,
+        "queued_s": answered.queued_s,
+        "first_token_s": answered.first_token_s,
+        "summaries": json.dumps(answered.summaries),
+        "room": json.dumps(answered.room),
+        "pinned": answered.pinned,
+        "context_digest": answered.context_digest,
+        "created_at": now,
+    }
+    _insert_row(conn, "answers", row)
 
 
 def _front(conn: sqlite3.Connection, owner_id: int, text: str | None) -> int | None:
@@ -180,6 +207,31 @@ def add_summary(db: Database, owner: str, summary: Summary) -> Summary:
         _require_conversation(conn, owner_id, summary.conversation)
         id_ = _insert_row(conn, "summaries", queries.summary_row(summary) | {"owner": owner_id})
         return queries.summary(conn, owner, id_)
+
+
+def pin(db: Database, owner: str, conversation: str, text: str, *, now: float) -> Pin:
+    with immediate(db) as conn:
+        owner_id = _owner(conn, owner)
+        _require_conversation(conn, owner_id, conversation)
+        if len(queries.pins(conn, owner, conversation)) >= PINS_MOST:
+            raise ValueError(f"a conversation has at most {PINS_MOST} pinned facts")
+        row: dict[str, object] = {
+            "owner": owner_id,
+            "conversation": conversation,
+            "text": search.storable(text),
+            "created_at": now,
+        }
+        return Pin(_insert_row(conn, "pins", row), search.storable(text), now)
+
+
+def unpin(db: Database, owner: str, conversation: str, id_: int) -> bool:
+    with immediate(db) as conn:
+        done = conn.execute(
+            "DELETE FROM pins WHERE id = ? AND conversation = ? "
+            "AND owner = (SELECT id FROM owners WHERE key = ?)",
+            (id_, conversation, owner),
+        )
+        return done.rowcount > 0
 
 
 def activate(db: Database, owner: str, ids: Sequence[int], *, now: float) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import accumulate, pairwise
 from math import ceil
 
-from memory.records import Node, Summary
+from memory.records import Node, Pin, Summary
 from memory.system import note_text
-from memory.transcript import ASSISTANT, TOOL, USER, turn_starts
+from memory.transcript import ASSISTANT, DIGEST_BYTES, TOOL, USER, turn_starts
 
 SYSTEM = "system"
 
+PINS_HEADER = "\n\nKeep in mind:\n"
 BLOCK_HEADER = "\n\nEarlier in this conversation:\n"
 LEFT_OUT = "\n\n[{n} earlier messages are left out here.]"
 CUT = "\n[...]\n"
@@ -85,6 +87,9 @@ class System:
     n_tokens: int
     tools: str = ""
     tools_tokens: int = 0
+    pinned: str = ""
+    """Facts that the user has pinned, as they stand behind the system prompt."""
+    pinned_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,21 @@ class Room:
 
 class DoesNotFit(ValueError):
     """Even the newest turn by itself, or the summaries before it, are longer than the room."""
+
+
+def pins_text(pins: Sequence[Pin]) -> str:
+    """Pinned facts as they stand in the system message; "" for none."""
+    return PINS_HEADER + "\n".join(f"- {pin.text}" for pin in pins) if pins else ""
+
+
+def digest_of(context: Context) -> bytes:
+    """Equal digests mean that the same messages were sent, to the character."""
+    state = blake2b(digest_size=DIGEST_BYTES)
+    for message in context.messages:
+        for text in (message.role, message.text):
+            data = text.encode("utf-8", "surrogatepass")
+            state.update(len(data).to_bytes(8, "little") + data)
+    return state.digest()
 
 
 def block_text(text: str) -> str:
@@ -161,7 +181,8 @@ class _Draft:
     @property
     def head_tokens(self) -> int:
         summaries = sum(b.n_tokens for b in self.blocks)
-        return self.system.n_tokens + summaries + self.told.n_tokens
+        system = self.system.n_tokens + self.system.pinned_tokens
+        return system + summaries + self.told.n_tokens
 
     def cost(self, room: Room) -> int:
         # One system message in any case: the note of what was left out needs one.
@@ -227,12 +248,15 @@ def _cut_texts(draft: _Draft, room: Room) -> _Draft:
         # NO_USER stands before it, beside the note of what was left out.
         markup += room.message_tokens + NOTE_TOKENS
     share = max(1, room.prompt_tokens - markup)
-    head, n_head = draft.system.text + draft.told.text, draft.head_tokens
+    head = draft.system.text + draft.system.pinned + draft.told.text
+    n_head = draft.head_tokens
     most = _level([n_head, *(n.n_tokens for n in draft.nodes)], share)
     text = cut_text(head, n_head, most)
     return replace(
         draft,
-        system=replace(draft.system, text=text, n_tokens=min(n_head, most)),
+        system=replace(
+            draft.system, text=text, n_tokens=min(n_head, most), pinned="", pinned_tokens=0
+        ),
         nodes=tuple(_cut_node(n, most) for n in draft.nodes),
         gone=(),
     )
@@ -287,7 +311,7 @@ def cut_text(text: str, n_tokens: int, max_tokens: int) -> str:
 
 def _context(draft: _Draft, *, tokenizer: str) -> Context:
     nodes, told = draft.nodes, draft.told.text
-    parts = [draft.system.text] if draft.system.text else []
+    parts = [text for text in (draft.system.text, draft.system.pinned) if text]
     parts += [block_text(b.text) for b in draft.blocks]
     if draft.dropped:
         parts.append(LEFT_OUT.format(n=draft.dropped))

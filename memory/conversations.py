@@ -11,11 +11,11 @@ from typing import Any
 
 from memory.calls import RESULT_CLOSE, RESULT_OPEN
 from memory.compaction import covered
-from memory.context import Context, Room, System, assemble, fits
+from memory.context import Context, Room, System, assemble, fits, pins_text
 from memory.overlap import attach
 from memory.policy import Limits, Policy
 from memory.ports import Budget, TokenCounter
-from memory.records import Node, Standing, Summary
+from memory.records import Node, Pin, Standing, Summary
 from memory.store import Store
 from memory.system import note_text, split_system
 from memory.transcript import ASSISTANT, ROOT, TOOL, USER, Message, Transcript, chain, extend
@@ -57,6 +57,9 @@ class Assembled:
 
     context: Context
     activates: tuple[int, ...]
+    blocks: tuple[int, ...]
+    """The ids of the summaries that it was made from."""
+    room: Room
 
 
 def conversation_id(owner: str, root: bytes) -> str:
@@ -194,9 +197,11 @@ async def _history(
     """`standing` is what was read of this very chain, if it was."""
     if standing:
         active, written, stored = standing.active, standing.written, standing.nodes
+        pins = standing.pins
     else:
         active, written = await store.covering(owner, conversation, digests) if known else ((), ())
         stored = tuple(await store.nodes(owner, digests[covered(active) : known]))
+        pins = tuple(await store.pins(owner, conversation)) if known else ()
     front = system
     if split and (stored or new):
         past = stored or tuple(await store.nodes(owner, digests[:known][-2:]))
@@ -205,7 +210,9 @@ async def _history(
     return History(
         owner=owner,
         conversation=conversation,
-        system=await _with_tools(counter, System(front, n_system), tools),
+        system=await _with_pins(
+            counter, await _with_tools(counter, System(front, n_system), tools), pins
+        ),
         digests=digests,
         active=active,
         written=_longer(written, active),
@@ -218,6 +225,14 @@ async def _with_tools(counter: TokenCounter, system: System, tools: str) -> Syst
     if not tools:
         return system
     return replace(system, tools=tools, tools_tokens=await counter.count_tools(tools))
+
+
+async def _with_pins(counter: TokenCounter, system: System, pins: Sequence[Pin]) -> System:
+    if not pins:
+        return system
+    text = pins_text(pins)
+    (n_tokens,) = await counter.count([text])
+    return replace(system, pinned=text, pinned_tokens=n_tokens)
 
 
 def _split(
@@ -330,7 +345,8 @@ def context_for(history: History, policy: Policy, room: Room, *, tokenizer: str)
         may_drop=policy.overflow == "drop",
         hidden=history.nodes[: covered(blocks) - covered(history.active)],
     )
-    return Assembled(context, tuple(b.id for b in blocks if b.activated_at is None))
+    waiting = tuple(b.id for b in blocks if b.activated_at is None)
+    return Assembled(context, waiting, tuple(b.id for b in blocks), room)
 
 
 def answered(

@@ -10,6 +10,9 @@ from sqlite_utils import Database
 from memory.database import immediate
 from memory.store_errors import StoreUnavailable
 
+FORGOTTEN = "[This message was forgotten.]"
+"""What the model reads in its place."""
+
 INDEXES = ("message_words", "message_trigrams")
 
 
@@ -24,6 +27,44 @@ def forget_conversation(db: Database, owner: str, conversation: str) -> int:
         deleted = _delete(conn, [row[0] for row in mine])
     wipe(db)
     return deleted
+
+
+def forget_message(db: Database, owner: str, digest: bytes) -> int:
+    """1, or 0 where it is not stored. The row stays, as a place in the tree: its text goes, every
+    number made from it, and every summary over it. What is left is the chain digest, by which the
+    message is known again, and kept from the model, when a client sends it."""
+    with immediate(db) as conn:
+        row = conn.execute(
+            "SELECT id, depth FROM messages WHERE digest = ? "
+            "AND owner = (SELECT id FROM owners WHERE key = ?)",
+            (digest, owner),
+        ).fetchone()
+        if row is None:
+            return 0
+        _blank(conn, *row)
+        _optimize(conn)
+    wipe(db)
+    return 1
+
+
+def _blank(conn: sqlite3.Connection, id_: int, depth: int) -> None:
+    conn.execute(
+        "UPDATE messages SET text = ?, note = '', n_tokens = -1, tokenizer = '', token_ids = NULL, "
+        # The digest of one message alone could be guessed from a list of likely texts.
+        "message_digest = randomblob(20), unspaced = 0 WHERE id = ?",
+        (FORGOTTEN, id_),
+    )
+    conn.execute(
+        """
+        WITH RECURSIVE branch(id) AS (
+            SELECT ?
+            UNION
+            SELECT messages.id FROM branch JOIN messages ON messages.parent = branch.id
+        )
+        DELETE FROM summaries WHERE first_depth <= ? AND last_depth >= ? AND conversation IN
+            (SELECT conversation FROM messages WHERE id IN branch)""",
+        (id_, depth, depth),
+    )
 
 
 def forget_owner(db: Database, owner: str) -> int:
@@ -140,9 +181,13 @@ def _delete(conn: sqlite3.Connection, conversations: Sequence[str]) -> int:
     """Returns the number of messages deleted, and takes their words out of the indexes."""
     deleted = sum(_delete_one(conn, conversation) for conversation in conversations)
     if deleted:
-        for index in INDEXES:  # until merged, an index only marks what is deleted in it
-            conn.execute(f"INSERT INTO {index}({index}) VALUES ('optimize')")
+        _optimize(conn)
     return deleted
+
+
+def _optimize(conn: sqlite3.Connection) -> None:
+    for index in INDEXES:  # until merged, an index only marks what is deleted in it
+        conn.execute(f"INSERT INTO {index}({index}) VALUES ('optimize')")
 
 
 def _delete_one(conn: sqlite3.Connection, conversation: str) -> int:
@@ -161,11 +206,17 @@ def _delete_one(conn: sqlite3.Connection, conversation: str) -> int:
     )
     homes = "SELECT home FROM temp.doomed UNION SELECT ?"
     conn.execute(f"DELETE FROM summaries WHERE conversation IN ({homes})", (conversation,))
+    conn.execute("DELETE FROM answers WHERE message IN (SELECT id FROM temp.doomed)")
     deleted = conn.execute("DELETE FROM messages WHERE id IN (SELECT id FROM temp.doomed)").rowcount
     conn.execute(f"DELETE FROM client_ids WHERE conversation IN ({homes})", (conversation,))
     conn.execute(
         "DELETE FROM system_prompts "
         "WHERE NOT EXISTS (SELECT 1 FROM messages WHERE front = system_prompts.id)"
+    )
+    conn.execute(
+        f"DELETE FROM pins WHERE conversation IN ({homes}) "
+        "AND NOT EXISTS (SELECT 1 FROM messages WHERE conversation = pins.conversation)",
+        (conversation,),
     )
     conn.execute(
         f"DELETE FROM conversations WHERE id IN ({homes}) "

@@ -229,7 +229,8 @@ class Keeper:
         """What the system prompt, the summaries and one more of them leave for verbatim turns."""
         budget, limits = self._host().budget, self._limits
         room = room_for(budget, limits, max_tokens=None)
-        head = history.system.n_tokens + history.system.tools_tokens
+        system = history.system
+        head = system.n_tokens + system.pinned_tokens + system.tools_tokens
         head += sum(b.n_tokens for b in history.active)
         markup = room.base_tokens + room.message_tokens + NOTE_TOKENS
         spare = limits.summary_tokens + budget.window_tokens // QUESTION_SHARE

@@ -4,14 +4,15 @@ filters by owner.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memory import search
-from memory.queries import OWNER, PARENTS, as_summary
+from memory.queries import OWNER, PARENTS, as_summary, batches, marks
 from memory.queries import SUMMARY_FIELDS as FIELDS
-from memory.records import Node, Summary
+from memory.records import Answered, Node, Summary
 from memory.transcript import ROOT
 
 BEGINS_CHARS = 200
@@ -119,6 +120,30 @@ def find_summaries(
         (owner, *terms, limit),
     )
     return [as_summary(row) for row in rows]
+
+
+def answers(
+    conn: sqlite3.Connection, owner: str, digests: Sequence[bytes]
+) -> dict[bytes, Answered]:
+    """What the answers among these messages cost, the last time that each was given."""
+    found: dict[bytes, Answered] = {}
+    for batch in batches(digests):
+        rows = conn.execute(
+            "SELECT messages.digest, prompt_tokens, cached_tokens, generated_tokens, queued_s, "
+            "first_token_s, summaries, room, pinned, context_digest, answers.created_at "
+            "FROM answers JOIN messages ON messages.id = answers.message "
+            "WHERE messages.owner = (SELECT id FROM owners WHERE key = ?) "
+            f"AND messages.digest IN ({marks(batch)}) ORDER BY answers.id",
+            (owner, *batch),
+        )
+        found.update({row[0]: _answered(row) for row in rows})
+    return found
+
+
+def _answered(row: Sequence[Any]) -> Answered:
+    digest, prompt, cached, generated, queued_s, first_token_s, blocks, room, *rest = row
+    sizes, ids = tuple(json.loads(room)), tuple(json.loads(blocks))
+    return Answered(digest, prompt, cached, generated, queued_s, first_token_s, ids, sizes, *rest)
 
 
 class Found(NamedTuple):

@@ -205,6 +205,44 @@ def m0004_system_prompts_and_client_ids(db: Database) -> None:
     )
 
 
+PINS = """
+CREATE TABLE pins (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner INTEGER NOT NULL REFERENCES owners(id),
+    conversation TEXT NOT NULL REFERENCES conversations(id),
+    text TEXT NOT NULL,  -- stands in every context of the conversation
+    created_at REAL NOT NULL
+)"""
+
+ANSWERS = """
+CREATE TABLE answers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner INTEGER NOT NULL REFERENCES owners(id),
+    message INTEGER NOT NULL REFERENCES messages(id),  -- the answer itself
+    prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,  -- of the prompt
+    generated_tokens INTEGER NOT NULL,
+    queued_s REAL NOT NULL,
+    first_token_s REAL NOT NULL,  -- from the request's arrival
+    summaries TEXT NOT NULL,  -- JSON list of the ids that the context was made from
+    room TEXT NOT NULL,  -- JSON: memory.context.Room
+    pinned TEXT NOT NULL,
+    context_digest BLOB NOT NULL,  -- of the messages that were sent
+    created_at REAL NOT NULL
+)"""
+
+
+@MIGRATIONS()
+def m0005_pins_and_answers(db: Database) -> None:
+    _execute_all(
+        db,
+        PINS,
+        ANSWERS,
+        "CREATE INDEX pins_conversation ON pins(conversation)",
+        "CREATE INDEX answers_message ON answers(message)",
+    )
+
+
 _CONVERSATION_OVERVIEW = """
 SELECT conversations.id AS conversation, owners.key AS owner,
     datetime(conversations.created_at, 'unixepoch') AS began_utc,

@@ -11,7 +11,7 @@ from typing import Any
 
 from memory import search
 from memory.compaction import cover_from, covered
-from memory.records import Node, Span, Standing, Summary
+from memory.records import Node, Pin, Span, Standing, Summary
 from memory.transcript import ROOT
 
 BATCH = 500
@@ -175,7 +175,18 @@ def standing(conn: sqlite3.Connection, owner: str, digests: Sequence[bytes]) -> 
     conversation, known = found[0], found[1] + 1
     active, written = covering(conn, owner, conversation, digests)
     behind = nodes(conn, owner, digests[covered(active) : known])
-    return Standing(conversation, known, active, written, tuple(behind))
+    pinned = pins(conn, owner, conversation)
+    return Standing(conversation, known, active, written, tuple(behind), tuple(pinned))
+
+
+def pins(conn: sqlite3.Connection, owner: str, conversation: str) -> list[Pin]:
+    """The oldest first."""
+    rows = conn.execute(
+        f"SELECT id, text, created_at FROM pins WHERE owner = {OWNER} "
+        "AND conversation = :conversation ORDER BY id",
+        {"owner": owner, "conversation": conversation},
+    )
+    return [Pin(*row) for row in rows]
 
 
 def _summaries_by_id(

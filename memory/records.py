@@ -80,6 +80,41 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """A fact that stands in every context of its conversation."""
+
+    id: int
+    text: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What an answer cost, and what its context was made from: enough to build it again.
+
+    `summaries` are the blocks' ids, `room` the numbers of memory.context.Room in their order,
+    `context_digest` memory.context.digest_of what was really sent. `message` is the chain digest of
+    the answer. Times are seconds.
+    """
+
+    message: bytes
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    queued_s: float
+    first_token_s: float
+    summaries: tuple[int, ...]
+    room: tuple[int, ...]
+    pinned: str
+    context_digest: bytes
+    created_at: float = 0.0
+
+    @property
+    def evaluated_tokens(self) -> int:
+        return self.prompt_tokens - self.cached_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Standing:
     """What is stored of a history: the blocks that stand for its beginning (see Store.covering),
     and the messages behind those in use, of the `known` ones that are stored."""
@@ -89,3 +124,4 @@ class Standing:
     active: tuple[Summary, ...]
     written: tuple[Summary, ...]
     nodes: tuple[Node, ...]
+    pins: tuple[Pin, ...] = ()

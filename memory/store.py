@@ -31,7 +31,7 @@ from memory.backup import copy
 from memory.database import open_for_reading, open_for_writing
 from memory.integrity import integrity
 from memory.listing import Entry, Found, OwnerEntry, Twig
-from memory.records import Node, Standing, Summary
+from memory.records import Answered, Node, Pin, Standing, Summary
 from memory.store_errors import (
     NotStored,
     StoreClosed,
@@ -238,6 +238,13 @@ class Store:
         """All messages of the conversation without their texts, parents first."""
         return await self._read(lambda conn: listing.tree(conn, owner, conversation))
 
+    async def answers(self, owner: str, digests: Sequence[bytes]) -> dict[bytes, Answered]:
+        """What the answers among these messages cost, by their digests."""
+        return await self._read(lambda conn: listing.answers(conn, owner, digests))
+
+    async def pins(self, owner: str, conversation: str) -> list[Pin]:
+        return await self._read(lambda conn: queries.pins(conn, owner, conversation))
+
     async def find(self, owner: str, typed: str, *, limit: int = 20) -> Found:
         """As search, while somebody types, and over summaries too."""
 
@@ -267,6 +274,7 @@ class Store:
         *,
         conversation: str | None,
         client_id: str | None = None,
+        answered: Answered | None = None,
     ) -> str:
         """Stores what is not stored yet, in one transaction that survives the loss of power.
 
@@ -276,11 +284,12 @@ class Store:
         node of the same canonical text. Raises NotStored, a ValueError, for a node whose parent is
         neither ROOT nor stored nor among `nodes`, or if the conversation is another owner's; and
         ValueError for a wrong depth or no nodes. Nothing is written then. `client_id` is what the
-        client itself calls the conversation; its newest meaning is kept.
+        client itself calls the conversation; its newest meaning is kept. `answered` says what the
+        answer among the nodes cost.
         """
         now = self._clock()
         add = partial(changes.append, new_id=_new_id, now=now, conversation=conversation)
-        add = partial(add, client_id=client_id)
+        add = partial(add, client_id=client_id, answered=answered)
         return await self._write(lambda db: add(db, owner, tuple(nodes)))
 
     async def add_summary(self, owner: str, summary: Summary) -> Summary:
@@ -292,6 +301,15 @@ class Store:
         now = self._clock()
         await self._write(lambda db: changes.activate(db, owner, tuple(ids), now=now))
 
+    async def pin(self, owner: str, conversation: str, text: str) -> Pin:
+        """Raises NotStored if the conversation is not stored, ValueError if it has too many."""
+        now = self._clock()
+        return await self._write(lambda db: changes.pin(db, owner, conversation, text, now=now))
+
+    async def unpin(self, owner: str, conversation: str, id_: int) -> bool:
+        """Whether there was such a pin."""
+        return await self._write(lambda db: changes.unpin(db, owner, conversation, id_))
+
     # -- upkeep: may hold up writes for as long as it takes, never reads ---------------------------
 
     async def forget_conversation(self, owner: str, conversation: str) -> int:
@@ -301,6 +319,11 @@ class Store:
         the disk is full or another program keeps reading; calling it again finishes the work.
         """
         return await self._keep_up(lambda db: erasure.forget_conversation(db, owner, conversation))
+
+    async def forget_message(self, owner: str, digest: bytes) -> int:
+        """Takes the text out of one message, and every summary over it out of the store; its place
+        in the tree stays. Returns 1, or 0 if it is not stored. Raises as forget_conversation."""
+        return await self._keep_up(lambda db: erasure.forget_message(db, owner, digest))
 
     async def forget_owner(self, owner: str) -> int:
         """As forget_conversation, for all of the owner's conversations and the owner's key."""

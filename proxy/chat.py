@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
-from memory.context import Context, DoesNotFit
+from memory.context import Context, DoesNotFit, digest_of
 from memory.conversations import (
     Assembled,
     History,
@@ -25,6 +25,7 @@ from memory.conversations import (
 from memory.keeper import Job, Keeper
 from memory.policy import Policy
 from memory.ports import TokenCounter
+from memory.records import Answered
 from memory.store import Store, StoreError
 from memory.transcript import Transcript
 from proxy.answering import Answering, ClientEvent
@@ -73,6 +74,31 @@ class Plan:
     @property
     def context(self) -> Context:
         return self.assembled.context
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What was really asked of the engine, and when its first token came: a prompt that turned out
+    too long is cut further."""
+
+    plan: Plan
+    first_token_s: float = 0.0
+
+    def answered(self, message: bytes, finished: Finished) -> Answered:
+        assembled = self.plan.assembled
+        room = assembled.room
+        return Answered(
+            message=message,
+            prompt_tokens=finished.prompt_tokens,
+            cached_tokens=finished.cached_tokens,
+            generated_tokens=finished.completion_tokens,
+            queued_s=finished.queued_s,
+            first_token_s=self.first_token_s,
+            summaries=assembled.blocks,
+            room=(room.prompt_tokens, room.message_tokens, room.base_tokens, room.step_tokens),
+            pinned=self.plan.history.system.pinned,
+            context_digest=digest_of(assembled.context),
+        )
 
 
 def _format(request: ChatRequest) -> JsonFormat | CallFormat | None:
@@ -161,7 +187,7 @@ class Chats:
         is stored. Raises EngineError.
         """
         if plan.aside:
-            async with aclosing(self._answer(plan, _answering(plan))) as said:
+            async with aclosing(self._answer(_Sent(plan), _answering(plan))) as said:
                 async for event in said:
                     yield event
             return
@@ -171,10 +197,10 @@ class Chats:
                     yield event
 
     async def _run_chat(self, plan: Plan) -> AsyncGenerator[ClientEvent, None]:
-        answering = _answering(plan)
+        answering, sent = _answering(plan), _Sent(plan)
         finished: Finished | None = None
         try:
-            async with aclosing(self._answer(plan, answering)) as said:
+            async with aclosing(self._answer(sent, answering)) as said:
                 async for event in said:
                     if isinstance(event, Finished):
                         finished = event
@@ -183,12 +209,12 @@ class Chats:
         finally:
             # A client that leaves must not take its turn along: it may come back with it.
             with anyio.move_on_after(COMMIT_S, shield=True):
-                await self._commit(plan, answering, finished)
+                await self._commit(plan, answering, finished, sent)
         assert finished is not None, "an engine ends with Finished or raises"
         yield finished
 
-    async def _answer(self, plan: Plan, answering: Answering) -> AsyncGenerator[ClientEvent, None]:
-        async with aclosing(self._generate(plan)) as events:
+    async def _answer(self, sent: _Sent, answering: Answering) -> AsyncGenerator[ClientEvent, None]:
+        async with aclosing(self._generate(sent)) as events:
             async for event in events:
                 for said in answering.events(event):
                     yield said
@@ -264,12 +290,12 @@ class Chats:
 
     # -- the answer ------------------------------------------------------------------------------
 
-    async def _generate(self, plan: Plan) -> AsyncGenerator[Event, None]:
+    async def _generate(self, sent: _Sent) -> AsyncGenerator[Event, None]:
         """Asks the engine, with a shorter prompt if it finds that the estimate was too low."""
         spare = 0
         for _ in range(OVERFLOW_TRIES):
             try:
-                async with aclosing(self._ask(plan)) as events:
+                async with aclosing(self._ask(sent)) as events:
                     async for event in events:
                         yield event
                 return
@@ -277,16 +303,18 @@ class Chats:
                 spare += exc.prompt_tokens - exc.window_tokens + OVERFLOW_MARGIN_TOKENS
                 last = exc
             log.info("prompt over the window by %d tokens, cutting further", spare)
+            plan = sent.plan
             assembled = self._assemble(plan.request, plan.model, plan.history, spare_tokens=spare)
-            plan = replace(plan, assembled=assembled)
+            sent.plan = replace(plan, assembled=assembled)
         raise last
 
-    async def _ask(self, plan: Plan) -> AsyncGenerator[Event, None]:
-        arrived = time.monotonic()
+    async def _ask(self, sent: _Sent) -> AsyncGenerator[Event, None]:
+        plan, arrived = sent.plan, time.monotonic()
         async with self._engine.generate(_wanted(plan)) as events:
             async for event in within_bounds(events, self._timeouts):
                 if isinstance(event, Started) and not plan.aside:
-                    self._metrics.first_token(time.monotonic() - arrived)
+                    sent.first_token_s = time.monotonic() - arrived
+                    self._metrics.first_token(sent.first_token_s)
                 elif isinstance(event, Finished):
                     self._count(event, SIDE if plan.aside else CHAT)
                 yield event
@@ -303,7 +331,9 @@ class Chats:
 
     # -- after -----------------------------------------------------------------------------------
 
-    async def _commit(self, plan: Plan, answering: Answering, finished: Finished | None) -> None:
+    async def _commit(
+        self, plan: Plan, answering: Answering, finished: Finished | None, sent: _Sent
+    ) -> None:
         """One transaction with the whole turn; then the keeper may look at it."""
         kept = answering.kept(finished)
         nodes, digests = answered(
@@ -320,7 +350,11 @@ class Chats:
         owner, history = plan.history.owner, plan.history
         try:
             await self._store.append(
-                owner, nodes, conversation=history.conversation, client_id=plan.client_id
+                owner,
+                nodes,
+                conversation=history.conversation,
+                client_id=plan.client_id,
+                answered=sent.answered(nodes[-1].digest, finished) if finished else None,
             )
             if plan.assembled.activates:
                 await self._store.activate(owner, plan.assembled.activates)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import Response
 
+from memory.context import block_text
+from memory.keeper import Job
+from memory.records import EDITED
 from memory.store import Store
 from proxy import wire
+from proxy.background import EngineTokens
 from proxy.errors import bad_request
 from proxy.exports import ExportError, parse_export
 from proxy.pages import exporting
 from proxy.pages.access import Refused, Visitor, require_own_act
+from proxy.pages.chats import Chat, digest_in, front_of
 from proxy.pages.importing import import_chats
 from proxy.pages.render import HEADERS, language_for
 from proxy.pages.serving import chat_of, form, page, see, show
@@ -18,6 +26,8 @@ from proxy.pages.words import teller
 from proxy.requests import json_response, read_body
 
 QUOTE_CHARS = 300
+PIN_CHARS = 500
+SUMMARY_CHARS = 20_000
 
 
 @page
@@ -70,6 +80,112 @@ async def forget_all(request: Request, who: Visitor) -> Response:
     n = await request.app.state.store.forget_owner(who.owner)
     await forget_in_memory(request, who.owner)
     return see("/", forgotten=n)
+
+
+@page
+async def ask_forget_message(request: Request, who: Visitor) -> Response:
+    chat, t = await chat_of(request, who), teller(language_for(request))
+    (node,) = await request.app.state.store.nodes(who.owner, [_message(request, chat)])
+    base = f"/inspect/c/{chat.entry.id}"
+    return show(
+        request,
+        "ask.html",
+        visitor=who,
+        at="list",
+        title=t("forget_message_title"),
+        quote=node.text[:QUOTE_CHARS],
+        hint=t("forget_message_hint"),
+        action=f"{base}/message/{node.digest.hex()}/forget",
+        back=f"{base}/turns?leaf={chat.leaf.hex()}&depth={node.depth}#m{node.depth}",
+    )
+
+
+@page
+async def forget_message(request: Request, who: Visitor) -> Response:
+    """What the model's cache holds of the owner goes with it; the rest is read again."""
+    await form(request, who)
+    chat = await chat_of(request, who)
+    digest = _message(request, chat)
+    await request.app.state.store.forget_message(who.owner, digest)
+    await forget_in_memory(request, who.owner)
+    await wake(request, chat)
+    depth = len(chat.tree.path(digest)) - 1
+    return see(f"/inspect/c/{chat.entry.id}/turns", leaf=digest.hex(), depth=depth)
+
+
+def _message(request: Request, chat: Chat) -> bytes:
+    """The digest of the message that the path names. Raises Refused."""
+    digest = digest_in(request.path_params["message"])
+    if not chat.tree.path(digest):
+        raise Refused("not_found", 404)
+    return digest
+
+
+# -- what the model reads ------------------------------------------------------------------------
+
+
+@page
+async def pin(request: Request, who: Visitor) -> Response:
+    fields = await form(request, who)
+    chat = await chat_of(request, who)
+    text = " ".join(fields.get("text", "").split())
+    if not 0 < len(text) <= PIN_CHARS:
+        raise bad_request(f"A pinned fact has 1 to {PIN_CHARS} characters.")
+    try:
+        await request.app.state.store.pin(who.owner, chat.entry.id, text)
+    except ValueError as exc:
+        raise bad_request(f"{str(exc).capitalize()}.") from exc
+    await wake(request, chat)
+    return see(f"/inspect/c/{chat.entry.id}", leaf=chat.leaf.hex())
+
+
+@page
+async def unpin(request: Request, who: Visitor) -> Response:
+    await form(request, who)
+    chat = await chat_of(request, who)
+    await request.app.state.store.unpin(who.owner, chat.entry.id, request.path_params["pin"])
+    await wake(request, chat)
+    return see(f"/inspect/c/{chat.entry.id}", leaf=chat.leaf.hex())
+
+
+@page
+async def correct(request: Request, who: Visitor) -> Response:
+    """A summary of another text for the same span. It is used once its context is warm."""
+    fields = await form(request, who)
+    chat, state = await chat_of(request, who), request.app.state
+    old = chat.summary(request.path_params["summary"])
+    if old is None or chat.state(old) == "past":
+        raise Refused("not_found", 404)
+    text = fields.get("text", "").replace("\r\n", "\n").strip()
+    if not 0 < len(text) <= SUMMARY_CHARS:
+        raise bad_request(f"A summary has 1 to {SUMMARY_CHARS} characters.")
+    (n_tokens,) = await state.engine.count([block_text(text)])
+    new = replace(
+        old,
+        id=0,
+        text=text,
+        n_tokens=n_tokens,
+        tokenizer=EngineTokens(state.engine).tokenizer,
+        made_by=EDITED,
+        model="",
+        policy_digest="",
+        prompt_version="",
+        failed_checks=(),
+        duration_s=0.0,
+        created_at=time.time(),
+        activated_at=None,
+    )
+    stored = await state.store.add_summary(who.owner, new)
+    await wake(request, chat)
+    return see(f"/inspect/c/{chat.entry.id}/summary/{stored.id}", leaf=chat.leaf.hex())
+
+
+async def wake(request: Request, chat: Chat) -> None:
+    """The keeper looks after the path that was shown: what changed is warmed in the background."""
+    state = request.app.state
+    info = state.engine.info
+    system = await front_of(state.store, chat, info.default_system if info else "")
+    state.keeper.wake(Job(chat.owner, chat.entry.id, chat.digests, system))
 
 
 async def forget_in_memory(request: Request, owner: str) -> None:

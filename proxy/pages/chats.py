@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory.compaction import cover, covered
-from memory.context import Context
-from memory.conversations import context_for, revisit, room_for
+from memory.context import Context, Room, System, assemble, digest_of
+from memory.conversations import context_for, counted, revisit, room_for
 from memory.listing import Entry, Twig
 from memory.policy import Policy
 from memory.ports import TokenCounter
@@ -78,7 +78,7 @@ async def read_chat(store: Store, owner: str, conversation: str, leaf: str = "")
     if entry is None:
         return None
     tree = Tree(await store.tree(owner, conversation))
-    end = tree.end_below(_digest(leaf)) if leaf else tree.newest_leaf()
+    end = tree.end_below(digest_in(leaf)) if leaf else tree.newest_leaf()
     path = tree.path(end) if end else ()
     if not path:
         return None
@@ -91,7 +91,7 @@ async def read_chat(store: Store, owner: str, conversation: str, leaf: str = "")
     return Chat(owner, entry, tree, path[-1].digest, path, turns_of(path), holding, active)
 
 
-def _digest(text: str) -> bytes:
+def digest_in(text: str) -> bytes:
     """No message has the digest of a text that spells none."""
     try:
         return bytes.fromhex(text)
@@ -106,6 +106,34 @@ async def read_turns(store: Store, chat: Chat, turns: Sequence[Turn]) -> list[Sa
     digests = chat.digests[turns[0].first : turns[-1].last + 1]
     nodes = await store.nodes(chat.owner, digests)
     return [Said(t, tuple(n for n in nodes if t.first <= n.depth <= t.last)) for t in turns]
+
+
+async def seen_at(
+    store: Store, counter: TokenCounter, info: ModelInfo, chat: Chat, turn: Turn
+) -> tuple[Context, bool] | None:
+    """The context that this turn's last answer was given from, built again, and whether it equals
+    what was sent, to the character; None where nothing was recorded of it. Raises StoreError and
+    EngineUnavailable."""
+    path = chat.digests
+    noted = await store.answers(chat.owner, path[turn.first : turn.last + 1])
+    depth = max((d for d in range(turn.first, turn.last + 1) if path[d] in noted), default=-1)
+    if depth < 0:
+        return None
+    answer = noted[path[depth]]
+    blocks = [s for s in chat.summaries if s.id in answer.summaries]
+    n_covered = covered(blocks)
+    nodes, _ = await counted(counter, await store.nodes(chat.owner, path[:depth]))
+    front = next((n.front for n in reversed(nodes) if n.front is not None), "")
+    n_front, n_pinned = await counter.count([front, answer.pinned])
+    context = assemble(
+        system=System(front, n_front, pinned=answer.pinned, pinned_tokens=n_pinned),
+        blocks=blocks,
+        nodes=nodes[n_covered:],
+        room=Room(*answer.room),
+        tokenizer=info.fingerprint,
+        hidden=nodes[:n_covered],
+    )
+    return context, digest_of(context) == answer.context_digest
 
 
 async def context_now(

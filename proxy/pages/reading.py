@@ -13,7 +13,9 @@ from memory.listing import Found
 from memory.store import Store
 from proxy.background import EngineTokens
 from proxy.pages.access import Refused, Visitor
-from proxy.pages.chats import Chat, context_now, read_turns
+from proxy.pages.changes import changes
+from proxy.pages.charts import COLUMNS_MOST, charts
+from proxy.pages.chats import Chat, context_now, read_turns, seen_at
 from proxy.pages.render import language_for
 from proxy.pages.serving import (
     chat_of,
@@ -107,8 +109,13 @@ def _chat_values(who: Visitor, chat: Chat, tab: str) -> dict[str, Any]:
 @page
 async def conversation(request: Request, who: Visitor) -> Response:
     chat = await chat_of(request, who)
-    turns = await read_turns(request.app.state.store, chat, chat.turns[-NEWEST_TURNS:])
+    store: Store = request.app.state.store
+    turns = await read_turns(store, chat, chat.turns[-NEWEST_TURNS:])
+    first = chat.turns[-COLUMNS_MOST:][0].first
+    answers = await store.answers(who.owner, chat.digests[first:])
     values = _chat_values(who, chat, "overview")
+    values["charts"] = charts(chat.turns, chat.digests, answers)
+    values["pins"] = await store.pins(who.owner, chat.entry.id)
     return show(request, "overview.html", picture=chat.picture(), turns=turns, **values)
 
 
@@ -186,3 +193,25 @@ async def context(request: Request, who: Visitor) -> Response:
     found = await context_now(state.store, counter, state.policy, info, chat)
     values |= {"window": info.budget.window_tokens, "hint": t("context_hint")}
     return show(request, "context.html", context=found, **values)
+
+
+@page
+async def seen(request: Request, who: Visitor) -> Response:
+    """What the model saw at a turn, word for word, beside what it saw at the turn before."""
+    chat, state, t = await chat_of(request, who), request.app.state, teller(language_for(request))
+    at = request.path_params["turn"]
+    if not 1 <= at <= len(chat.turns):
+        raise Refused("not_found", 404)
+    values = _chat_values(who, chat, "turns") | {"number": at, "exact": False, "pieces": []}
+    info = state.engine.info
+    if info is None:
+        return show(request, "seen.html", hint=t("context_no_model"), **values)
+    counter = EngineTokens(state.engine)
+    now = await seen_at(state.store, counter, info, chat, chat.turns[at - 1])
+    if now is None:
+        return show(request, "seen.html", hint=t("seen_unknown"), **values)
+    last = chat.turns[at - 2] if at > 1 else None
+    before = await seen_at(state.store, counter, info, chat, last) if last else None
+    values["pieces"] = changes(before[0] if before else None, now[0])
+    hint = t("seen_exact" if now[1] else "seen_differs")
+    return show(request, "seen.html", hint=hint, **values)

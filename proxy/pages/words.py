@@ -105,7 +105,6 @@ _WORDS = {
     "assistant": ("assistant", "アシスタント"),
     "tool": ("tool", "ツール"),
     "system": ("system", "システム"),
-    "pinned": ("pinned", "固定"),
     "note": ("told with this message", "この発言と共に伝えた内容"),
     "context_hint": (
         "Word for word what stands before your next message, summaries and all. The chat template's "
@@ -158,7 +157,6 @@ _WORDS = {
         "本文と、それを含むすべての要約を、ファイル内のデータごと削除します。会話は続けられ、"
         "チャット画面が再び送ってもモデルには見えません。他の発言での言及は残ります。元に戻せません。",
     ),
-    "message_gone": ("(forgotten)", "（削除済み）"),
     "import_title": ("Import chats", "会話の取り込み"),
     "import_hint": (
         "An export of LibreChat or ChatGPT, or OpenAI messages, as JSON. Every branch is kept. "
@@ -187,7 +185,6 @@ _WORDS = {
     "pin_do": ("Pin", "固定する"),
     "pin_text": ("A fact to keep", "残したい事実"),
     "unpin": ("Unpin", "固定を外す"),
-    "no_pins": ("Nothing is pinned.", "固定された事実はありません。"),
     "login_hint": (
         "The pages show what was said under one API key.",
         "1 つの API キーの下で話された内容を表示します。",
@@ -264,6 +261,8 @@ _WORDS = {
         "How this turn was put together was not recorded.",
         "このターンの組み立ては記録されていません。",
     ),
+    "piece_new": ("new", "追加"),
+    "piece_gone": ("gone", "削除"),
     "against_before": ("What changed against the turn before", "前のターンからの変化"),
 }
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from served import Served, served
-
-TEXTS = [
-    f"Message {i}: the ferry to harbour {i} leaves at {8 + i % 12}:00 from pier {i}, my grey cat "
-    f"Miso comes along, and we take {i + 2} sandwiches for the long way over to the islands."
-    for i in range(24)
-]
+from served import TEXTS, Served, served
 
 
 @pytest.fixture(scope="module")

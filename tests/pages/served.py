@@ -22,6 +22,11 @@ from proxy.tuning.simulation import SimulatedEngine
 
 HTML = {"accept": "text/html,application/xhtml+xml"}
 START_S = 20.0
+TEXTS = [
+    f"Message {i}: the ferry to harbour {i} leaves at {8 + i % 12}:00 from pier {i}, my grey cat "
+    f"Miso comes along, and we take {i + 2} sandwiches for the long way over to the islands."
+    for i in range(24)
+]
 TOKEN = re.compile(r'name="token" value="([0-9a-f]{64})"')
 
 
