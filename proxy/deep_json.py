@@ -12,7 +12,9 @@ from typing import Any
 
 _STRING = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\n\r]*")
-_SCALAR = re.compile(r"-?\d{1,400}(?:\.\d{1,400})?(?:[eE][+-]?\d{1,4})?|true|false|null")
+_SCALAR = re.compile(
+    r"-?(?:0|[1-9][0-9]{0,399})(?:\.[0-9]{1,400})?(?:[eE][+-]?[0-9]{1,4})?|true|false|null"
+)
 
 
 class DeepJsonError(ValueError):
