@@ -20,6 +20,7 @@ import click
 from proxy import hub
 from proxy.config import Config, ConfigError, Key, check_files, keys, load
 from proxy.hub import HubError
+from proxy.inspecting import inspect
 from proxy.tuning.command import tune
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def backup(target: Path, file: Path | None, data: str | None) -> None:
 
 
 cli.add_command(tune)
+cli.add_command(inspect)
 
 
 async def _backup(source: Path, target: Path) -> None:
