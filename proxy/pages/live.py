@@ -53,7 +53,8 @@ def _facts(request: Request) -> dict[str, str]:
     state = request.app.state
     background = {"running": state.keeper.running, "pending": state.keeper.pending}
     t = teller(language_for(request))
-    facts = facts_of(state.engine.status(), background)
+    facts = facts_of(state.engine.status())
+    facts["background"] = t("live_background_now", **background)
     classes = ("chat", "side", "background")
     for name in ("running", "waiting"):
         counts = facts[name].split("/")
@@ -63,14 +64,14 @@ def _facts(request: Request) -> dict[str, str]:
     return facts
 
 
-def facts_of(status: Mapping[str, Any], background: Mapping[str, int]) -> dict[str, str]:
+def facts_of(status: Mapping[str, Any]) -> dict[str, str]:
     """An engine's status in a few words. Numbers of the whole machine: nothing of any owner."""
     cells = status.get("cells")
     facts = {
         "engine": str(status.get("model") or "-"),
         "running": _counts(status.get("running")),
         "waiting": _counts(status.get("waiting")),
-        "background": f"{background['running']} + {background['pending']}",
+        "background": "",
     }
     if trouble := status.get("trouble"):
         facts["engine"] = str(trouble)

@@ -199,7 +199,7 @@ def test_log_in_and_out_and_watch_the_state(browser: Any, tmp_path: Path) -> Non
         page.goto(f"{house.url}/inspect/live")
         page.wait_for_selector("[data-fact=background]")
         page.wait_for_function(
-            "document.querySelector('[data-fact=background]').textContent === '0 + 0'"
+            "document.querySelector('[data-fact=background]').textContent === '実行 0、待ち 0'"
         )
         page.locator("header button").click()
         page.wait_for_url("**/inspect/login")

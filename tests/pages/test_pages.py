@@ -372,5 +372,5 @@ def test_live_state_comes_as_events(open_house: Served) -> None:
             if line.startswith("data: "):
                 facts = json.loads(line[6:])
                 break
-    assert facts["engine"] == "-" and facts["background"] == "0 + 0"
+    assert facts["engine"] == "-" and facts["background"] == "0 running, 0 waiting"
     assert "chats 0" in facts["running"]
