@@ -82,11 +82,12 @@ def bars(rows: Sequence[Bar], *, title: str) -> str:
     names = max((len(r.name) for r in rows), default=0) * LABEL_PX + 16
     texts = max((len(r.text) for r in rows), default=0) * LABEL_PX + 8
     most = max((r.first + r.second for r in rows), default=0.0) or 1.0
-    scale = max(60.0, WIDTH - names - texts - 8) / most
+    longest = max(60.0, WIDTH - names - texts - 8)
     out = []
     for i, r in enumerate(rows):
         y = 6 + i * (BAR_PX + 10)
-        a, b = r.first * scale, r.second * scale
+        # The share first: what is divided by next to nothing is infinite.
+        a, b = r.first / most * longest, r.second / most * longest
         middle = y + BAR_PX - 4
         out.append(
             f'<text class="name" x="{names - 8:.1f}" y="{middle}" text-anchor="end">'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -347,18 +348,50 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 def test_without_its_key_nothing_but_health_is_open(
     locked: Proxy, headers: dict[str, str], tmp_path: Path
 ) -> None:
-    for route in create_app(Config(data=tmp_path)).routes:
-        path = route.path  # type: ignore[attr-defined]
-        (method,) = route.methods - {"HEAD"}  # type: ignore[attr-defined]
-        body = {"json": {"messages": says("Let me in.")}} if method == "POST" else {}
-        response = httpx.request(
-            method, locked.url + path, headers=headers, trust_env=False, timeout=30, **body
-        )
+    for method, path in _doors(tmp_path):
+        if _is_page(path):
+            continue
+        response = _knock(locked, method, path, headers)
         if path in OPEN_PATHS:
             assert response.status_code == 200
         else:
             assert response.status_code == 401, path
             assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}])
+def test_without_its_key_every_page_leads_to_the_login(
+    locked: Proxy, headers: dict[str, str], tmp_path: Path
+) -> None:
+    pages = [(method, path) for method, path in _doors(tmp_path) if _is_page(path)]
+    assert len(pages) > 10
+    for method, path in pages:
+        response = _knock(locked, method, path, headers | {"accept": "text/html"})
+        if path.startswith("/inspect/files/"):
+            assert response.status_code == 404  # The names of files are no secret; this is none.
+        elif path == "/inspect/login":
+            assert response.status_code == (200 if method == "GET" else 403)
+        else:
+            found = response.status_code, response.headers.get("location")
+            assert found == (303, "/inspect/login"), (method, path)
+
+
+def _doors(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    for route in create_app(Config(data=tmp_path)).routes:
+        (method,) = route.methods - {"HEAD"}  # type: ignore[attr-defined]
+        yield method, route.path  # type: ignore[attr-defined]
+
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith("/inspect/")
+
+
+def _knock(proxy: Proxy, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
+    path = re.sub(r"{\w+:int}", "1", path)
+    body = {"json": {"messages": says("Let me in.")}} if method == "POST" else {}
+    return httpx.request(
+        method, proxy.url + path, headers=headers, trust_env=False, timeout=30, **body
+    )
 
 
 def test_two_keys_share_no_cache_and_no_store(locked: Proxy) -> None:

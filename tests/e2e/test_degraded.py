@@ -116,6 +116,6 @@ def test_a_model_that_cannot_be_loaded_is_told_by_readyz_the_log_and_every_chat(
         ready = proxy.get("/readyz")
         assert (ready.status_code, ready.json()) == (503, {"status": trouble})
         answer = ask(proxy, [{"role": "user", "content": "Hello"}])
-        assert (answer.status_code, answer.json()["error"]["message"]) == (503, trouble)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, trouble)
         assert proxy.get("/healthz").status_code == 200
         assert proxy.log_path.read_text().count(trouble) == 1

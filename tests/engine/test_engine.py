@@ -457,7 +457,13 @@ def test_a_model_that_makes_no_step_is_stuck_though_its_process_lives(
         from proxy.engines.embedded import child
         from proxy.engines.embedded.llama import Llama
 
-        Llama.decode = lambda *_: threading.Event().wait()
+        load = Llama.__init__
+
+        def loaded(llama, settings):
+            load(llama, settings)
+            Llama.decode = lambda *_: threading.Event().wait()
+
+        Llama.__init__ = loaded
         child.main()
     """
     monkeypatch.setattr(module, "CHILD", ("-c", textwrap.dedent(script)))

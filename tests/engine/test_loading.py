@@ -301,6 +301,7 @@ CELLS_CHANGE: dict[str, Any] = dict(
     yarn_attn_factor=0.5,
     yarn_beta_fast=4.0,
     yarn_beta_slow=4.0,
+    swa_full=True,
     chat_template=SHOUT,
 )
 CELLS_STAY: dict[str, Any] = dict(

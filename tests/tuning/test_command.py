@@ -191,6 +191,8 @@ def test_ctrl_c_ends_it_quietly_and_leaves_nothing(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background the signal is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         begun = wait_for(lambda: list(tmp_path.glob("chatfold-tune-*")))

@@ -56,10 +56,11 @@ CELL_SETTINGS = (
     "cache_type_v",
     "flash_attention",
     "rope_scaling",
+    "swa_full",
     *CONTEXT_SETTINGS,
 )
-"""Fields of Load that decide what a cell of the KV cache holds, or how it lies there: without flash
-attention the values are transposed."""
+"""Fields of Load that decide what a cell of the KV cache holds, or how it lies there (without flash
+attention the values are transposed), or which cells there are (those before a sliding window)."""
 
 GGML_LOG_DEBUG = 1
 GGML_LOG_ERROR = 4
