@@ -31,9 +31,12 @@ def test_a_text_goes_on_without_a_template_and_is_not_kept(client: OpenAI, share
     assert whole.object == "text_completion"
     assert "Paris" in whole.choices[0].text
     assert whole.choices[0].finish_reason == "length"
-    assert whole.usage and (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (5, 8)
-    chunks = list(client.completions.create(stream=True, **ONCE))
-    assert "".join(c.choices[0].text for c in chunks) == whole.choices[0].text
+    assert whole.usage and (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (5, 16)
+    # Half of it: behind that two tokens are so near that a prompt from the cache may tip them.
+    chunks = list(client.completions.create(stream=True, max_tokens=8, **ONCE))
+    text = "".join(c.choices[0].text for c in chunks)
+    assert len(text) > 20
+    assert whole.choices[0].text.startswith(text)
     assert chunks[-1].choices[0].finish_reason == "length"
     assert shared.stored() == stored
 
