@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, assert_never
@@ -40,6 +40,7 @@ from proxy.engines.embedded.protocol import (
     Read,
     Reply,
     Submit,
+    Text,
 )
 from proxy.engines.embedded.request import BACKGROUND, CLASSES, Request
 from proxy.engines.embedded.sampling import Grammar
@@ -58,13 +59,23 @@ LAST_SAVE_S = 4.0
 """How long the process may write snapshots once its parent has gone or told it to end."""
 
 
+TEXT_WAITS_S = 0.03
+"""Longest time that a piece of an answer may wait for the next one, to go in one write with it.
+Each write wakes the parent, and where the model's threads fill the machine that costs them 0.2 ms:
+4 % of a token of a small model. A model that takes longer for a token waits for nothing."""
+
+
 class Outbox:
     """Frames to the parent, whole ones, from either thread."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._fd = fd
+        self._clock = clock
         self._lock = threading.Lock()
         self._posted: list[bytes] = []
+        self.urgent = False
+        """Whether anything but text was posted: that does not wait."""
+        self._flushed_at = self._stepped_at = clock()
 
     def send(self, frame: Reply) -> None:
         """Now."""
@@ -75,12 +86,23 @@ class Outbox:
         of eight: each wakes the parent, which takes its time from the model's threads.
         """
         self._posted.append(protocol.encode(frame))
+        self.urgent = self.urgent or not isinstance(frame, Text)
 
     def flush(self) -> None:
         """What was posted, in that order."""
+        self.urgent, self._flushed_at = False, self._clock()
         if self._posted:
             data, self._posted = b"".join(self._posted), []
             self._write(data)
+
+    def flush_due(self) -> None:
+        """After a step that is followed by another: text waits while the next one will be in time,
+        if it takes as long as the last.
+        """
+        now = self._clock()
+        step_s, self._stepped_at = now - self._stepped_at, now
+        if self.urgent or now + step_s > self._flushed_at + TEXT_WAITS_S:
+            self.flush()
 
     def _write(self, data: bytes) -> None:
         with self._lock:
@@ -170,14 +192,15 @@ class Inbox:
 
 
 class Gate:
-    """Right before a batch: what was said until now is not held back for as long as that takes."""
+    """Right before a batch: what may not wait is not held back for as long as that takes."""
 
     def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
         self._inbox = inbox
         self._outbox = outbox
 
     def __call__(self, priority: int, requests: Sequence[int]) -> bool:
-        self._outbox.flush()
+        if self._outbox.urgent:
+            self._outbox.flush()
         return self._inbox.enter(priority, requests)
 
 
@@ -241,7 +264,10 @@ def _serve(scheduler: Scheduler, embeddings: Embeddings, inbox: Inbox, outbox: O
             # One at a time, so that who comes meanwhile does not wait for all of them.
             wait_s = 0.001 if scheduler.save_one() else IDLE_WAIT_S
             scheduler.report()
-        outbox.flush()
+        if scheduler.at_rest or embeddings:
+            outbox.flush()
+        else:
+            outbox.flush_due()
         if check:
             scheduler.check_integrity()
 
