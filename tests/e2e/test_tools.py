@@ -26,7 +26,9 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
-CLOCK: dict[str, Any] = {"type": "function", "function": {"name": "clock"}}
+# Without arguments: a small model that may write any object may also never come to its end.
+NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+CLOCK: dict[str, Any] = {"type": "function", "function": {"name": "clock", "parameters": NOTHING}}
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 80}
 MUST: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
 
@@ -91,7 +93,7 @@ def test_a_call_that_is_asked_for_comes(shared: Proxy) -> None:
             assert call.type == "function"
             assert call.function.name == name
             arguments = json.loads(call.function.arguments)
-            assert name == "clock" or arguments["city"] in ("Paris", "Rome")
+            assert arguments in ([{}] if name == "clock" else [{"city": "Paris"}, {"city": "Rome"}])
 
 
 def test_a_stream_gives_each_call_whole_and_its_tags_never(shared: Proxy) -> None:
