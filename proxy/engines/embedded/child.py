@@ -59,7 +59,7 @@ LAST_SAVE_S = 4.0
 """How long the process may write snapshots once its parent has gone or told it to end."""
 
 
-TEXT_WAITS_S = 0.03
+TEXT_WAITS_S = 0.04
 """Longest time that a piece of an answer may wait for the next one, to go in one write with it.
 Each write wakes the parent, and where the model's threads fill the machine that costs them 0.2 ms:
 4 % of a token of a small model. A model that takes longer for a token waits for nothing."""
