@@ -27,6 +27,7 @@ from proxy.engines.base import (
     RequestRefused,
     Started,
 )
+from proxy.engines.embedded.sequences import common_prefix
 
 _WORD = re.compile(r"\w+|[^\w\s]|\s+")
 MESSAGE_TOKENS = 3
@@ -225,15 +226,3 @@ def render(context: Context, *, answer_header: bool) -> list[str]:
     if answer_header and not context.continues:
         out.append("<assistant>")
     return out
-
-
-def common_prefix(a: list[Any], b: list[Any]) -> int:
-    """Length of the longest common prefix. Compares slices, so that the work is done in C."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

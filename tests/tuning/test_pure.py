@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from memory.context import Context, ContextMessage, Shape
 from memory.policy import Policy, parse_policy
 from memory.transcript import ASSISTANT, USER, Message
+from proxy.engines.embedded.sequences import common_prefix
 from proxy.tuning import suggest
 from proxy.tuning.applying import ApplyError, policy_text, with_policy
 from proxy.tuning.chats import Chat, Question, one_answer_each
@@ -22,7 +23,6 @@ from proxy.tuning.locomo import is_locomo, parse_locomo
 from proxy.tuning.measures import Row, best, percentile, row
 from proxy.tuning.replay import Turn, Work
 from proxy.tuning.retention import KINDS, Reach, Share, kept, reach, sought, together, total
-from proxy.tuning.simulation import common_prefix
 from proxy.tuning.speeds import Speeds, Timed, line
 from proxy.tuning.suggest import Limits, Tried, search
 from proxy.tuning.svg import Bar, Point, bars, scatter
