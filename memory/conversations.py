@@ -369,8 +369,11 @@ def answered(
         return (), digests
     before = history.nodes[-1] if history.nodes else None
     if before is not None and before.role == ASSISTANT:
-        ids = _joined(before, token_ids, tokenizer)
-        text, n_tokens, token_ids = before.text + text, before.n_tokens + n_tokens, ids
+        text, n_tokens = before.text + text, before.n_tokens + n_tokens
+        token_ids = _joined(before, token_ids, tokenizer)
+        if token_ids is None:
+            # It will be sent as text, and that has other tokens than were generated.
+            n_tokens, tokenizer = -1, ""
         new, digests = new[: max(0, len(new) - 1)], digests[:-1]
     parent = digests[-1] if digests else ROOT
     answer = Node(

@@ -347,6 +347,18 @@ async def test_tokens_of_two_models_are_not_joined(store: Store) -> None:
 
 
 @pytest.mark.anyio
+async def test_an_answer_that_goes_on_from_text_is_counted_as_it_will_be_sent(store: Store) -> None:
+    """The tokens that were generated are not those that the whole has as text."""
+    history = await place(store, talk("count", "one"))
+    nodes, _ = answered(
+        history, text=" two three", n_tokens=9, token_ids=None, tokenizer="words", created_at=1.0
+    )
+    assert nodes[-1].tokenizer == "", "so it is counted when it is next used"
+    await store.append("ann", nodes, conversation=history.conversation)
+    assert (await place(store, talk("count", "one two three"))).nodes[-1].n_tokens == 3
+
+
+@pytest.mark.anyio
 async def test_an_answer_can_go_on_twice(store: Store) -> None:
     await answer(store, talk("count"), "one", token_ids=ids(1))
     await answer(store, talk("count", "one"), " two", token_ids=ids(2))
