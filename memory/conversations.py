@@ -76,16 +76,18 @@ async def recognise(
     system: str,
     tools: str = "",
     client_id: str | None = None,
+    told: str = "",
     split: bool = True,
 ) -> History:
     """Finds the transcript's place in what is stored. Reads only. Raises StoreError.
 
-    `client_id` is the client's own name for the conversation, where it sends one. With `split` a
-    system prompt that changed is divided (memory.system).
+    `client_id` is the client's own name for the conversation, where it sends one, and `told` its
+    own summary of messages that it left out. With `split` a system prompt that changed is divided
+    (memory.system).
     """
     digests = chain(transcript.messages)
     standing = await store.standing(owner, digests) if digests else None
-    place = await _locate(store, owner, transcript.messages, digests, standing, client_id)
+    place = await _locate(store, owner, transcript.messages, digests, standing, client_id, told)
     return await _history(
         store,
         counter,
@@ -119,12 +121,13 @@ async def _locate(
     digests: tuple[bytes, ...],
     standing: Standing | None,
     client_id: str | None,
+    told: str,
 ) -> _Place:
     known = standing.known if standing else 0
     # All but the newest message and the answer before it is known: nothing was dropped.
     if known < len(messages) - 1:
         hinted = await store.conversation_by_client_id(owner, client_id) if client_id else None
-        attached = await attach(store, owner, messages, known=known, hinted=hinted)
+        attached = await attach(store, owner, messages, known=known, hinted=hinted, told=told)
         if attached:
             head = await store.lineage(owner, attached.parent)
             tail = chain(messages, attached.parent)

@@ -51,6 +51,9 @@ _LABELS = {
     True: {USER: "ユーザー: ", ASSISTANT: "アシスタント: ", TOOL: "ツール: "},
     False: {USER: "User: ", ASSISTANT: "Assistant: ", TOOL: "Tool: "},
 }
+SPEAKERS = tuple(label for labels in _LABELS.values() for label in labels.values())
+"""What a line of an extract may begin with that is no part of the source."""
+
 _WORD = re.compile(
     r"[A-Za-z\u00c0-\u024f][\w'’-]{2,}|\d[\d.,:]*|[\u0370-\u1fff]{3,}|[\uac00-\ud7af]{2,}"
     r"|[\u30a1-\u30faー]{2,}|[\u4e00-\u9fff々]+"

@@ -7,7 +7,8 @@ A client that drops its oldest messages sends a window that begins in the middle
                       run of matches
 
 A wrong re-attachment is worse than none: it would put one chat's past into another. So a run must
-hold enough that could not be chance, and the longest run wins, then the newest.
+hold enough that could not be chance, and the longest run wins, then the newest. A run that holds
+less is enough where the client sends a summary that was made of what stands before it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory.store import Store
+from memory.told import tells_of
 from memory.transcript import ASSISTANT, Message, canonical, chain, message_digest
 
 log = logging.getLogger("chatfold.memory")
@@ -63,11 +65,13 @@ async def attach(
     *,
     known: int,
     hinted: str | None,
+    told: str = "",
 ) -> Attachment | None:
     """Where the window belongs, if that is better than the `known` messages that match from a root.
 
     `hinted` is the conversation that the client's own id stood for before: it lowers the evidence
-    that is needed and decides between equals, and never decides against the content.
+    that is needed and decides between equals, and never decides against the content. `told` is the
+    client's own summary of what it dropped: evidence where the messages alone are not enough.
     """
     best = None
     for index in _anchors(messages):
@@ -75,6 +79,8 @@ async def attach(
         # A run that is longer would hold this anchor too.
         if best:
             break
+    if best is None and told and messages:
+        best = await _by_summary(store, owner, messages, told, known=known)
     if best:
         log.info(
             "a window of %d messages continues conversation %s: %d messages match",
@@ -154,3 +160,27 @@ def _enough(
         return sum(len(canonical(m)) for m in run) >= CHARS_LEAST
     alone = run[0]
     return place.others == 0 and alone.role == ASSISTANT and len(canonical(alone)) >= ALONE_CHARS
+
+
+async def _by_summary(
+    store: Store, owner: str, messages: Sequence[Message], told: str, *, known: int
+) -> Attachment | None:
+    """The one conversation whose stored past the summary was made of, at the newest place where the
+    window's first message stands behind that past. None where two conversations could be meant."""
+    found: dict[str, Attachment] = {}
+    for place in await _places(store, owner, messages[0], 0):
+        if place.conversation in found:
+            continue
+        attachment = await _follow(store, owner, messages, place)
+        if attachment and attachment.run > known and await _told(store, owner, attachment, told):
+            found[place.conversation] = attachment
+    return found.popitem()[1] if len(found) == 1 else None
+
+
+async def _told(store: Store, owner: str, attachment: Attachment, told: str) -> bool:
+    """Whether the summary was made of what stands before the run: its messages, and the summaries
+    that stand for some of them on this very path."""
+    path = {node.digest: node.text for node in await store.path(owner, attachment.parent)}
+    summaries = await store.summaries(owner, attachment.conversation)
+    blocks = [s.text for s in summaries if s.last_digest in path]
+    return tells_of(told, [*blocks, *path.values()])

@@ -44,7 +44,7 @@ from proxy.engines.base import (
     Started,
 )
 from proxy.errors import bad_request
-from proxy.librechat.summaries import without_summary
+from proxy.librechat.summaries import summary_of, without_summary
 from proxy.metrics import CHAT, SIDE, Metrics
 from proxy.running import Running
 from proxy.wire import ChatRequest
@@ -242,7 +242,8 @@ class Chats:
         tools = request.tools.text
         bare = without_summary(request.transcript)
         if bare and bare.messages:
-            found = await self._recognise(bare, model, owner, client_id, tools)
+            told = summary_of(request.transcript)
+            found = await self._recognise(bare, model, owner, client_id, tools, told=told)
             if len(found[0].digests) > len(bare.messages):
                 return found
         return await self._recognise(request.transcript, model, owner, client_id, tools)
@@ -254,6 +255,8 @@ class Chats:
         owner: str,
         client_id: str | None,
         tools: str,
+        *,
+        told: str = "",
     ) -> tuple[History, bool]:
         system = transcript.system or model.default_system
         try:
@@ -265,6 +268,7 @@ class Chats:
                 system=system,
                 tools=tools,
                 client_id=client_id,
+                told=told,
                 split=self._policy.system == "split",
             )
             # A write that failed is the same trouble: what is answered now may not be kept.

@@ -31,7 +31,7 @@ from proxy.engines.base import (
 )
 from proxy.librechat.quote import instruction_of, shortened
 from proxy.librechat.side import Form, Kind, Side
-from proxy.librechat.summaries import to_summarise, without_instruction
+from proxy.librechat.summaries import summary_of, to_summarise, without_instruction
 from proxy.librechat.titles import UNTITLED, first_words, language_of, message_in, title_of
 from proxy.metrics import SIDE, Metrics
 from proxy.running import Running
@@ -194,7 +194,13 @@ class Sides:
         chat = without_instruction(transcript)
         try:
             history = await recognise(
-                self._store, self._counter, owner, chat, system="", split=False
+                self._store,
+                self._counter,
+                owner,
+                chat,
+                system="",
+                told=summary_of(transcript),
+                split=False,
             )
         except StoreError as exc:
             log.warning("a checkpoint without memory: %s", exc)

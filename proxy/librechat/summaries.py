@@ -17,6 +17,7 @@ from memory.transcript import ASSISTANT, USER, Message, Transcript
 
 IN_SYSTEM = "## Conversation Summary\n\n"
 IN_MESSAGE = "<summary>\n"
+OUT_OF_MESSAGE = "\n</summary>"
 
 _BUFFER = re.compile(
     r".*\bCurrent summary:\n(?P<summary>.*?)\n\nNew lines:\n(?P<lines>.*?)\n\nNew summary:\s*\Z",
@@ -36,6 +37,17 @@ def without_summary(transcript: Transcript) -> Transcript | None:
     if first and first.role == USER and first.text.startswith(IN_MESSAGE):
         return replace(transcript, messages=transcript.messages[1:])
     return None
+
+
+def summary_of(transcript: Transcript) -> str:
+    """LibreChat's own summary in this request, "" where it has none."""
+    _, found, text = transcript.system.rpartition(IN_SYSTEM)
+    if found:
+        return text.strip()
+    first = transcript.messages[0] if transcript.messages else None
+    if first and first.role == USER and first.text.startswith(IN_MESSAGE):
+        return first.text.removeprefix(IN_MESSAGE).partition(OUT_OF_MESSAGE)[0].strip()
+    return ""
 
 
 def without_instruction(transcript: Transcript) -> Transcript:

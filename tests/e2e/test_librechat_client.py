@@ -8,7 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from .librechat_client import Chat, Client, evaluated, librechat, missing
+from bench.librechat_client import Chat, Client, evaluated, librechat, missing
+
 from .serving import Proxy, serving
 
 pytestmark = [
@@ -92,8 +93,16 @@ def test_stop_frees_the_engine_and_the_chat_goes_on(
     answered(chat.say(f"{uuid4().hex[:4]} {note(1)}"))
     proxy.wait_idle()
     since = len(proxy.events())
-    text = uuid4().hex + "".join(f" {n}" for n in range(400)) if where == "prefill" else "Go on."
-    stopped = chat.say(text, stop=where, maxTokens=400)
+    if where == "prefill":
+        text = uuid4().hex + "".join(f" {n}" for n in range(400))
+        stopped = chat.say(
+            text,
+            stop_when=lambda: proxy.wait_for_event(
+                "evaluated", lambda e: e["event"] == "batch" and e["cls"] == "chat", since=since
+            ),
+        )
+    else:
+        stopped = chat.say("Go on.", stop="answer", maxTokens=400)
     assert stopped["stopped"]
     assert bool(stopped["text"]) == (where == "answer")
     gone = proxy.wait_for_event(
@@ -104,8 +113,12 @@ def test_stop_frees_the_engine_and_the_chat_goes_on(
     proxy.wait_idle()
     events = proxy.events()
     later = events[events.index(gone) + 1 :]
+    assert gone["t"] > stopped["aborted_s"]
     assert not [e for e in later if gone["request"] in e.get("requests", [])]
-    # What the user saw of the answer is in the history now; of the rest nothing is read again.
+    # What the user saw of the answer is in the history now; of the rest nothing is read again. The
+    # question that got no answer is written anew.
+    if where == "prefill":
+        chat.history.pop()
     assert evaluated(answered(chat.say("Well?"))) <= 32
 
 
@@ -130,20 +143,26 @@ def test_titles_beside_the_first_answer(
     assert evaluated(answered(chat.say("Who lights it?"))) <= 16
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["with-its-id", "without"])
 def test_its_own_summarisation_costs_nothing_and_loses_nothing(
-    proxy: Proxy, client: Client
+    proxy: Proxy, client: Client, named: bool
 ) -> None:
-    options = {"limit": 600, "summarise": True, "headers": {"x-conversation-id": uuid4().hex}}
-    chat = Chat(client, {**BRIEF, **options})
+    """The request after a summary holds one short answer of all that was said: where no id comes
+    with it, the summary's own sentences name the chat."""
+    headers = {"headers": {"x-conversation-id": uuid4().hex}} if named else {}
+    chat = Chat(client, {**BRIEF, "limit": 600, "summarise": True, **headers})
     proxy.wait_idle()
     since, summaries = len(proxy.events()), 0
-    for n in range(12):
-        answer = answered(chat.say(note(n)))
+    mark = uuid4().hex[:4]
+    for n in range(9):
+        text = " ".join(f"On watch {n} keeper {mark} lit lamp {i} of the pier." for i in range(6))
+        answer = answered(chat.say(text))
         summaries += bool(answer.get("summary"))
-        if n > 0 and not answer.get("summary"):
-            assert evaluated(answer) <= 110, n
+        if n > 0:
+            assert evaluated(answer) <= 120, n
         proxy.wait_idle()
     assert summaries >= 1
+    assert not answer.get("summary")
     assert not [e for e in proxy.events()[since:] if e.get("cls") == "side"]
 
 

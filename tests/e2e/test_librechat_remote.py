@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.librechat_client import Chat, librechat, missing
 from bench.servers import Bare
 
-from .librechat_client import Chat, librechat, missing
 from .serving import serving
 
 pytestmark = pytest.mark.slow

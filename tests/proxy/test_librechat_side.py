@@ -14,7 +14,12 @@ from openai.types.chat import ChatCompletionMessage
 from memory.transcript import Message, Transcript
 from proxy.librechat.quote import QUOTE_CHARS, Quote, instruction_of, quoted, shortened
 from proxy.librechat.side import Form, Kind, Shape, Side, side_of
-from proxy.librechat.summaries import to_summarise, without_instruction, without_summary
+from proxy.librechat.summaries import (
+    summary_of,
+    to_summarise,
+    without_instruction,
+    without_summary,
+)
 from proxy.librechat.titles import (
     UNTITLED,
     first_words,
@@ -292,6 +297,10 @@ def test_librechats_own_summary_is_told_from_the_prompt() -> None:
     assert without_summary(Transcript("Be kind.", (first, *SAID))) == Transcript("Be kind.", SAID)
     assert without_summary(Transcript("Be kind.", SAID)) is None
     assert without_summary(Transcript("Be kind.", ())) is None
+    assert summary_of(Transcript(prompt, SAID)) == "## Checkpoint\nThe user asked about cats."
+    assert summary_of(Transcript("Be kind.", (first, *SAID))) == "Cats."
+    assert summary_of(Transcript("Be kind.", SAID)) == ""
+    assert summary_of(Transcript("Be kind.", ())) == ""
 
 
 def test_a_checkpoint_is_of_what_stands_before_it() -> None:

@@ -1,7 +1,8 @@
 // node client.mjs: LibreChat's own client, driven by JSON lines on stdin, one for each turn:
-//   {baseURL, model, user, messages: [[role, text], ...], instructions?, limit?, summarise?,
-//    temperature?, summary?, title?: "completion" | "structured", stop?: "prefill" | "answer", maxTokens?, headers?}
-// and one JSON line back: {text, usage?, error?, title?, summary?, stopped?, aborted_at?}
+//   {baseURL, model, user, messages: [[role, text], ...], instructions?, limit?, summarise?, temperature?, extra?,
+//    summary?, title?: "completion" | "structured", stop?: "answer", maxTokens?, headers?}
+// and one JSON line back: {text, usage?, error?, title?, summary?, stopped, aborted_s?}
+// A line {stop_now: true} is the user's Stop. aborted_s is the machine's monotonic clock, as Python reads it.
 import readline from "node:readline";
 import { AIMessage, HumanMessage } from "@langchain/core/messages";
 import { GraphEvents, Run } from "@librechat/agents";
@@ -14,6 +15,8 @@ const textOf = (content) =>
   typeof content === "string" ? content : (content ?? []).map((part) => part.text ?? "").join("");
 const tokensOf = (message) => Math.ceil(textOf(message.content).length / 4) + 3;
 
+let stop = () => undefined;
+
 async function turn(ask) {
   const { baseURL, model = "local-model", user = "65b0c0ffee65b0c0ffee65b0" } = ask;
   const clientOptions = {
@@ -24,19 +27,21 @@ async function turn(ask) {
     apiKey: "none",
     maxTokens: ask.maxTokens,
     temperature: ask.temperature ?? 0,
+    modelKwargs: ask.extra,
     configuration: { baseURL, defaultHeaders: ask.headers },
   };
   const said = { text: "", usage: undefined, summary: undefined };
   const controller = new AbortController();
-  const stop = () => {
-    said.aborted_at = performance.timeOrigin + performance.now();
+  stop = () => {
+    if (controller.signal.aborted) return;
+    said.aborted_s = Number(process.hrtime.bigint()) / 1e9;
     controller.abort();
   };
   const customHandlers = {
     [GraphEvents.ON_MESSAGE_DELTA]: {
       handle: (_, data) => {
         said.text += textOf(data.delta?.content);
-        if (ask.stop === "answer" && said.text.length > 8 && !controller.signal.aborted) stop();
+        if (ask.stop === "answer" && said.text.length > 8) stop();
       },
     },
     [GraphEvents.CHAT_MODEL_END]: {
@@ -82,7 +87,6 @@ async function turn(ask) {
       })
     : undefined;
   titled?.catch(() => undefined);
-  if (ask.stop === "prefill") setTimeout(stop, ask.after ?? 150);
   try {
     const options = { configurable, streamMode: "values", version: "v2", signal: controller.signal };
     await run.processStream({ messages }, options);
@@ -99,7 +103,14 @@ async function turn(ask) {
 }
 
 process.on("unhandledRejection", () => undefined);
+let last = Promise.resolve();
 for await (const line of readline.createInterface({ input: process.stdin })) {
-  const answer = await turn(JSON.parse(line)).catch((error) => ({ error: String(error?.stack ?? error) }));
-  process.stdout.write(`${JSON.stringify(answer)}\n`);
+  const ask = JSON.parse(line);
+  if (ask.stop_now) stop();
+  else
+    last = last
+      .then(() => turn(ask))
+      .catch((error) => ({ error: String(error?.stack ?? error) }))
+      .then((answer) => process.stdout.write(`${JSON.stringify(answer)}\n`));
 }
+await last;
