@@ -72,6 +72,7 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
     app.state.engine = engine
     app.state.sessions = Sessions()
     app.state.templates = Templates()
+    app.state.stopping = lambda: False
     return app
 
 

@@ -293,6 +293,7 @@ def _run(app: Starlette, config: Config, listener: socket.socket) -> None:
     def stop(signum: int, frame: Any) -> None:
         server.should_exit = True
 
+    app.state.stopping = lambda: server.should_exit
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     server.run(sockets=[listener])

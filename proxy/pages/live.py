@@ -31,9 +31,10 @@ async def events(request: Request, who: Visitor) -> Response:
 
 
 async def _changes(request: Request) -> AsyncGenerator[bytes, None]:
-    """Ends where the session does."""
+    """Ends where the session does, and as soon as the proxy is told to stop: it is no answer that
+    somebody waits for."""
     last: dict[str, str] = {}
-    while _may_go_on(request):
+    while not request.app.state.stopping() and _may_go_on(request):
         facts = _facts(request)
         if facts != last:
             yield sse.data(facts)
@@ -75,6 +76,8 @@ def facts_of(status: Mapping[str, Any]) -> dict[str, str]:
     }
     if trouble := status.get("trouble"):
         facts["engine"] = str(trouble)
+    if cells == 0:  # the model is being loaded: a page that is open then fills these in later
+        facts |= dict.fromkeys(("cells", "sequences", "snapshots"), "-")
     if cells:
         share = 100 * status["cells_used"] // cells
         facts["cells"] = f"{status['cells_used']:,} / {cells:,} ({share} %)"

@@ -1,207 +1,229 @@
-"""The pages in a real browser: Chromium, driven by Playwright; axe-core looks for what shuts
-people out. Skipped, with a reason, where one of them is missing.
+"""Every page in a real browser, on a chat of 60 turns with the real model behind it. Skipped, with
+a reason, where Playwright, Chromium or axe-core is missing.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from served import TEXTS, Served, served
+from browsing import first_chat, look, opened
+from long_chat import AGAIN_AT, EDITED_AT, KEY, TEXTS, TURNS, USER, LongChat, opened_copy
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+from proxy.headers import owner_of
+from tests.e2e.serving import Proxy
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+OWNER = owner_of({"authorization": f"Bearer {KEY}"})
+ANNA = owner_of({"authorization": f"Bearer {KEY}"}, USER)
 
-ROOT = Path(__file__).parent.parent.parent
-SOURCE = Path(__file__).parent / "node"
-INSTALLED = ROOT / ".node-axe"
-INSTALL = ("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
-INSTALL_S = 120
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-LOOKS = [
-    (1200, "light", "en"),
-    (1200, "dark", "ja"),
-    (390, "light", "ja"),
-    (390, "dark", "en"),
-]
-AXE = "async () => JSON.stringify((await axe.run()).violations)"
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found:
-        pytest.skip("Chromium is not installed (Debian and Ubuntu: apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=found, args=FLAGS, headless=True)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    """axe-core's script, installed once into .node-axe/ at the repository's root."""
-    script = INSTALLED / "node_modules" / "axe-core" / "axe.min.js"
-    if not script.is_file():
-        if not shutil.which("npm"):
-            pytest.skip("npm is not installed: axe-core cannot be had")
-        INSTALLED.mkdir(exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copyfile(SOURCE / name, INSTALLED / name)
-        done = subprocess.run(
-            INSTALL, cwd=INSTALLED, capture_output=True, timeout=INSTALL_S, check=False
-        )
-        if done.returncode:
-            pytest.skip(f"axe-core cannot be installed: {done.stderr[-200:]!r}")
-    return script.read_text("utf-8")
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served(tmp_path_factory.mktemp("browser") / "data", window_tokens=900) as running:
-        messages = running.say([*TEXTS, *(text.replace("ferry", "train") for text in TEXTS)])
-        running.ask([*messages[:20], {"role": "user", "content": "Or by train?"}])
-        running.ask([*messages, {"role": "user", "content": "And what of the cat?"}])
-        running.wait_idle()
+def proxy(long_chat: LongChat, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Without a key, as somebody sees it who sits at the machine."""
+    with opened_copy(long_chat, tmp_path_factory.mktemp("browser"), key="") as running:
         yield running
 
 
-def opened(browser: Any, width: int, scheme: str, language: str) -> Any:
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme, locale=language
-    )
-    page = context.new_page()
-    page.troubles = []
-    page.on("pageerror", lambda error: page.troubles.append(str(error)))
-    page.on(
-        "console",
-        lambda said: page.troubles.append(said.text) if said.type == "error" else None,
-    )
+def entered(browser: Any, proxy: Proxy, language: str = "en", width: int = 1200) -> Any:
+    """A page at the list of whoever has the long chat, chosen among the owners."""
+    page = opened(browser, width, "light", language)
+    page.goto(proxy.url)
+    page.wait_for_url("**/inspect/owners")
+    page.locator(f'input[value="{OWNER}"] ~ button').click()
+    page.wait_for_url(proxy.url + "/")
     return page
 
 
-@pytest.mark.parametrize(("width", "scheme", "language"), LOOKS)
+@pytest.mark.parametrize("language", ["en", "ja"])
 def test_every_page_at_every_width_in_both_lights_and_languages(
-    browser: Any, axe: str, house: Served, width: int, scheme: str, language: str
+    browser: Any, axe: str, proxy: Proxy, language: str
 ) -> None:
-    """No script error, nothing wider than the screen, nothing serious by axe-core's rules."""
-    page = opened(browser, width, scheme, language)
-    base = f"/inspect/c/{house.only()}"
-    paths = ["/", "/?q=Miso", "/inspect/live", "/inspect/import", "/inspect/forget"]
-    paths += [base, f"{base}/turns", f"{base}/summaries", f"{base}/branches", f"{base}/context"]
-    paths += [f"{base}/seen/20", f"{base}/forget", "/inspect/owners"]
+    """No script error, nothing beyond the screen, nothing serious by axe-core's rules."""
+    page = entered(browser, proxy, language)
+    base = first_chat(page)
+    page.goto(proxy.url + base)
+    summary = page.locator(".card.active h3 a").first.get_attribute("href")
+    message = page.locator(".said.user header a").first.get_attribute("href")
+    paths = ["/", "/?q=baker", "/?q=zebra", "/inspect/live", "/inspect/import", "/inspect/forget"]
+    paths += [base, f"{base}/turns", f"{base}/summaries", summary, f"{base}/branches"]
+    paths += [f"{base}/context", f"{base}/seen/{TURNS - 3}", f"{base}/forget", message]
+    paths += ["/inspect/owners", "/inspect/c/nothing"]
+    found: list[str] = []
     for path in paths:
-        page.goto(house.url + path)
+        page.goto(proxy.url + path)
         assert page.evaluate("document.documentElement.lang") == language
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= width, (path, wide)
-        page.evaluate(axe)
-        found = json.loads(page.evaluate(AXE))
-        bad = [
-            (v["id"], [n["html"][:120] for n in v["nodes"]][:3])
-            for v in found
-            if v["impact"] in ("serious", "critical")
-        ]
-        assert not bad, (path, bad)
-    assert page.troubles == []
+        found += look(page, axe)
+    assert found == []
+    # What is not there is a 404, which a browser notes as well.
+    assert [t for t in page.troubles if "404" not in t] == []
     page.context.close()
 
 
-def test_search_as_one_types_and_follow_a_hit_to_its_turn(browser: Any, house: Served) -> None:
-    page = opened(browser, 1200, "light", "en")
-    page.goto(house.url)
-    page.locator("#q").press_sequentially("sandw", delay=20)
+def test_search_as_one_types_and_follow_a_hit_to_its_turn(browser: Any, proxy: Proxy) -> None:
+    page = entered(browser, proxy)
+    page.locator("#q").press_sequentially("Sintra", delay=20)
     page.wait_for_selector("#results mark")
-    assert "q=sandw" in page.url
-    page.locator("#results a").first.click()
-    page.wait_for_load_state()
-    assert page.locator(":target .text").inner_text().count("sandwiches") == 1
+    assert page.locator("#results mark").first.inner_text() == "Sintra"
+    assert page.locator("#results h2").all_inner_texts() == ["In turns", "In summaries"]
+    page.wait_for_url("**/?q=Sintra")
+    hit = page.locator("#results a").first
+    said = hit.locator(".line").inner_text()
+    hit.click()
+    page.wait_for_url("**#m*")
+    assert page.locator(":target .text").inner_text() == said
+    page.goto(proxy.url)
+    page.fill("#q", "xylophone")
+    page.wait_for_selector("#results .empty")
+    page.fill("#q", "")
+    page.wait_for_selector("#results .list")
     assert page.troubles == []
     page.context.close()
 
 
-def test_from_a_summary_in_the_picture_to_the_turns_behind_it(browser: Any, house: Served) -> None:
-    page = opened(browser, 1200, "light", "en")
-    page.goto(f"{house.url}/inspect/c/{house.only()}")
-    page.locator("svg .span.active").first.click()
-    page.wait_for_load_state()
-    assert "They spoke of harbours" in page.locator(".card.active .text").first.inner_text()
-    assert page.locator("#turns .turn").count() > 1
+def test_the_timeline_has_every_turn_and_leads_to_it(browser: Any, proxy: Proxy) -> None:
+    page = entered(browser, proxy)
+    page.goto(proxy.url + first_chat(page))
+    bars = page.locator("svg .bar")
+    assert bars.count() == TURNS
+    verbatim = page.locator("svg .bar.verbatim").count()
+    assert 2 <= verbatim < TURNS and page.locator("svg .bar.folded").count() == TURNS - verbatim
+    assert page.locator("svg .span.active").count() >= 2
+    assert page.locator("svg .span.past").count() >= 4
+    bars.nth(9).click()
+    page.wait_for_url("**#turn10")
+    assert page.locator(":target .said.user .text").inner_text() == TEXTS[9]
     page.context.close()
 
 
-def test_pin_correct_and_forget_by_hand(browser: Any, tmp_path: Path) -> None:
-    with served(tmp_path / "data", window_tokens=900) as house:
-        house.say(TEXTS[:14])
-        house.wait_idle()
-        page = opened(browser, 390, "dark", "en")
-        page.goto(f"{house.url}/inspect/c/{house.only()}")
-        page.fill("#pin", "The cat is called Miso.")
-        page.get_by_role("button", name="Pin", exact=True).click()
-        page.wait_for_selector(".pins .text")
-        page.locator(".card.active h3 a").first.click()
-        page.locator(".correct summary").click()
-        page.fill("textarea", "A corrected text.")
-        page.get_by_role("button", name="Put it in place").click()
-        page.wait_for_load_state()
-        house.wait_idle()
-        page.reload()
-        assert page.locator(".card.active .text").first.inner_text() == "A corrected text."
-        page.get_by_role("link", name="What the model sees").click()
-        page.wait_for_selector("pre")
-        shown = page.locator("pre").first.inner_text()
-        assert "The cat is called Miso." in shown and "A corrected text." in shown
-        page.goto(f"{house.url}/inspect/c/{house.only()}/forget")
-        page.get_by_role("button", name="Yes, forget it").click()
-        page.wait_for_selector(".notice")
-        assert "Forgotten: 28 messages" in page.locator(".notice").inner_text()
+def test_each_summary_and_the_turns_behind_it(browser: Any, proxy: Proxy) -> None:
+    """Each one's page shows its text and just the turns of its span, word for word."""
+    page = entered(browser, proxy)
+    base = first_chat(page)
+    page.goto(f"{proxy.url}{base}/summaries")
+    cards = page.locator(".card.summary")
+    links = [card.locator("h2 a") for card in cards.all()]
+    seen = [(a.inner_text(), a.get_attribute("href")) for a in links]
+    texts = cards.locator(".text").all_inner_texts()
+    assert len(seen) >= 8
+    for (name, href), text in zip(seen, texts, strict=True):
+        _, first, _, last = name.split()
+        page.goto(proxy.url + href)
+        assert page.locator(".card.summary .text").inner_text() == text
+        page.locator("a", has_text="The turns behind it").click()
+        said = page.locator("#turns .said.user .text").all_inner_texts()
+        span = range(int(first), int(last) + 1)
+        pages = page.locator(".pager").first
+        assert said == [TEXTS[n - 1] for n in span[:25]]
+        assert (pages.count() == 1) == (len(span) > 25)
+    page.context.close()
+
+
+def test_the_tree_has_the_edited_and_the_other_answer(browser: Any, proxy: Proxy) -> None:
+    page = entered(browser, proxy)
+    base = first_chat(page)
+    page.goto(f"{proxy.url}{base}/branches")
+    branches = page.locator(".tree li")
+    assert branches.count() == 5
+    assert page.locator(".tree .here").count() == 3
+    page.locator(".tree a", has_text="And if it rains?").click()
+    page.wait_for_url("**?leaf=*")
+    assert page.locator("svg .bar").count() == EDITED_AT
+    assert page.locator(".turn").last.locator(".user .text").inner_text() == "And if it rains?"
+    page.goto(f"{proxy.url}{base}/branches")
+    # The answer that was asked for again stands beside the one that the chat goes on from.
+    branches.nth(3).locator("a").click()
+    page.wait_for_url("**?leaf=*")
+    assert page.locator("svg .bar").count() == AGAIN_AT
+    page.context.close()
+
+
+def test_charts_tell_of_each_turn(browser: Any, proxy: Proxy) -> None:
+    page = entered(browser, proxy)
+    page.goto(proxy.url + first_chat(page))
+    for chart, words in zip(page.locator(".charts svg").all(), ("evaluated", "first"), strict=True):
+        told = chart.locator("g title").all_text_contents()
+        assert [text.split(",")[0] for text in told] == [f"Turn {n + 1}" for n in range(TURNS)]
+        assert all(words in text for text in told)
+    page.context.close()
+
+
+def test_what_the_model_saw_is_equal_at_every_turn_and_marks_what_changed(
+    browser: Any, proxy: Proxy
+) -> None:
+    page = entered(browser, proxy)
+    base = first_chat(page)
+    changed = 0
+    for number in range(1, TURNS + 1):
+        page.goto(f"{proxy.url}{base}/seen/{number}")
+        assert "equal to what was sent" in page.locator("main").inner_text(), number
+        new = page.locator(".said.new pre").all_inner_texts()
+        assert new[-1] == TEXTS[number - 1]
+        gone = page.locator(".said.gone pre").count()
+        changed += bool(gone)
+        # A compaction takes turns away and puts a summary in; other turns only add.
+        assert bool(gone) == any("Earlier in this conversation" in text for text in new), number
+    assert changed >= 4
+    page.goto(f"{proxy.url}{base}/context")
+    assert TEXTS[-1] in page.locator("pre").all_inner_texts()
+    page.context.close()
+
+
+def test_the_live_page_shows_a_request_while_it_runs(
+    browser: Any, long_chat: LongChat, tmp_path: Path
+) -> None:
+    """On a model that nobody has asked anything yet; and an open page does not hold up the end."""
+    with opened_copy(long_chat, tmp_path, key="") as proxy:
+        page = entered(browser, proxy, width=390)
+        page.goto(f"{proxy.url}/inspect/live")
+        told(page, "running", "^chats 0, ")
+        told(page, "cells", "^0 / [0-9,]+ ")
+        told(page, "snapshots", "^[1-9][0-9]* ")
+        with asking(proxy):
+            told(page, "running", "^chats 1, ")
+        told(page, "running", "^chats 0, ")
+        told(page, "cells", "^[1-9][0-9,]* / ")
         assert page.troubles == []
-        page.context.close()
+    assert "timeout graceful shutdown" not in proxy.log_path.read_text()
+    page.wait_for_selector("#hint:text-matches('connection was lost')")
+    page.context.close()
 
 
-def test_a_file_is_imported_by_hand(browser: Any, tmp_path: Path) -> None:
-    chat = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello."}]
-    file = tmp_path / "chat.json"
-    file.write_text(json.dumps(chat))
-    with served(tmp_path / "data") as house:
-        page = opened(browser, 1200, "light", "en")
-        page.goto(f"{house.url}/inspect/import")
-        page.set_input_files("#file", file)
-        page.get_by_role("button", name="Import").click()
-        page.wait_for_selector("#outcome:not([hidden])")
-        assert "1 conversations, 2 messages" in page.locator("#outcome").inner_text()
-        page.goto(house.url)
-        assert page.locator(".list .line").first.inner_text() == "Hi <b>"
-        page.context.close()
+@contextmanager
+def asking(proxy: Proxy) -> Iterator[None]:
+    """One request after the other, until the block ends: an answer may be quick."""
+    seen = threading.Event()
+    asked = [{"role": "user", "content": "Count from one to a hundred, in words."}]
+
+    def ask() -> None:
+        while not seen.is_set():
+            proxy.chat(asked, max_tokens=100, temperature=0)
+
+    running = threading.Thread(target=ask)
+    running.start()
+    try:
+        yield
+    finally:
+        seen.set()
+        running.join()
 
 
-def test_log_in_and_out_and_watch_the_state(browser: Any, tmp_path: Path) -> None:
-    with served(tmp_path / "data", api_key="plum") as house:
-        page = opened(browser, 1200, "dark", "ja")
-        page.goto(house.url)
-        page.fill("#key", "plum")
-        page.locator("button.main").click()
-        page.wait_for_url(house.url + "/")
-        page.goto(f"{house.url}/inspect/live")
-        page.wait_for_selector("[data-fact=background]")
-        page.wait_for_function(
-            "document.querySelector('[data-fact=background]').textContent === '実行 0、待ち 0'"
-        )
-        page.locator("header button").click()
-        page.wait_for_url("**/inspect/login")
-        assert page.troubles == []
-        page.context.close()
+def told(page: Any, fact: str, pattern: str) -> None:
+    """Waits until the live page says so."""
+    page.wait_for_selector(f"[data-fact={fact}]:text-matches('{pattern}')")
+
+
+def test_owners_are_chosen_on_the_machine_itself(browser: Any, proxy: Proxy) -> None:
+    page = entered(browser, proxy)
+    assert "My name is Hanna" in page.locator(".list").inner_text()
+    page.get_by_role("link", name="Another owner").click()
+    page.wait_for_url("**/inspect/owners")
+    page.locator(f'input[value="{ANNA}"] ~ button').click()
+    page.wait_for_url(proxy.url + "/")
+    assert page.locator(".list .line").all_inner_texts() == ["Anna likes apricots."]
+    page.context.close()

@@ -249,6 +249,8 @@ def main() -> None:
 def _serve(scheduler: Scheduler, embeddings: Embeddings, inbox: Inbox, outbox: Outbox) -> NoReturn:
     check = bool(os.environ.get("CHATFOLD_CHECK_INTEGRITY"))
     wait_s = IDLE_SAVE_S
+    scheduler.report()  # the cells and the snapshots that are there, before anybody asks
+    outbox.flush()
     while True:
         items = inbox.take(wait_s=0 if embeddings or not scheduler.at_rest else wait_s)
         for item in items:

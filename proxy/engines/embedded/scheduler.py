@@ -258,6 +258,7 @@ class Scheduler:
         self._cache.forget(owner)
         if self._snapshots is not None:
             self._snapshots.forget(owner)
+        self._reported = None
 
     def _save(self, sequence: KVSequence) -> bool:
         """Whether there was anything to write. What a snapshot holds already is not written
