@@ -175,7 +175,7 @@ class RemoteEngine:
         self._calls[call] = task
         task.add_done_callback(call.end)
         task.add_done_callback(lambda _: self._calls.pop(call, None))
-        task.add_done_callback(lambda _: self._next.after(call, self._session))
+        task.add_done_callback(lambda _: self._next.after(self._session))
         try:
             yield call.events()
         finally:
@@ -241,6 +241,9 @@ class RemoteEngine:
                 scope.deadline = anyio.current_time() + self._settings.first_token_s
                 await self._the_session.carry_out(call)
         finally:
+            # Before the next one's turn, which may be the task that makes the next chat ready.
+            if self._session and not ticket.interrupted:
+                self._session.spoke(call)
             self._turns.leave(ticket)
         if call.finish_reason:
             await self._the_session.learn(call)

@@ -34,11 +34,10 @@ class NextChat:
     def at_work(self) -> bool:
         return self._task is not None and not self._task.done()
 
-    def after(self, call: Call, session: Session | None) -> None:
+    def after(self, session: Session | None) -> None:
         """A request has ended, whichever way: the sequence may hold another chat now."""
         if self._stopped or session is None or session.server.kind is not Kind.LLAMA_CPP:
             return
-        session.spoke(call)
         if not self.at_work:
             self._task = asyncio.create_task(self._make_ready(session), name="remote-next")
 

@@ -253,6 +253,8 @@ class Session:
         body = wire.body(
             call.request, server=self.server, messages=messages, max_tokens=1, stream=False
         )
+        # Whoever is interrupted here leaves a server that goes on to the end of this prompt.
+        self.resident.clear()
         async with self._post(call, body) as answer:
             received = await answer.body()
         if answer.status != 200:

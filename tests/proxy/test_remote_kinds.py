@@ -285,6 +285,52 @@ async def test_a_warming_that_is_interrupted_goes_on_where_it_was() -> None:
     assert order[-1] == "evaluate 2600"
 
 
+async def test_what_a_broken_off_warming_left_behind_is_not_taken_for_what_was_there() -> None:
+    server = llama_cpp(answering)
+    plain = server.chat
+
+    async def slow(exchange: Exchange) -> None:
+        if exchange.body["messages"][0]["content"].startswith("other"):
+            await server.note("half way")
+            return await exchange.until_gone()
+        await plain(exchange)
+
+    server.chat = slow
+    async with serving(server) as engine:
+        await ask(engine, warming("x" * 900, conversation="a"))
+        task = asyncio.create_task(ask(engine, warming("other" * 100, conversation="b")))
+        await server.noted("half way")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        server.log.clear()
+        await ask(engine, warming("x" * 900, conversation="a"))
+        assert "evaluate 900" in server.log
+
+
+async def test_a_context_that_took_another_ones_place_is_not_replaced_by_the_old_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next chat is made ready behind the warming of a shorter context: that is the one."""
+    monkeypatch.setattr(remote_next, "AHEAD_S", 0.01)
+    server = llama_cpp(answering)
+    plain = server.chat
+
+    async def slow(exchange: Exchange) -> None:
+        if not exchange.body["stream"]:
+            await until(lambda: engine.status()["waiting"]["background"])
+        await plain(exchange)
+
+    async with serving(server) as engine:
+        await ask(engine, saying("old", conversation="a"))
+        server.chat, before = slow, len(server.seen)
+        await ask(engine, warming("new", conversation="a"))
+        server.chat = plain
+        await until(lambda: not engine.status()["ahead"])
+    evaluated = [e.body["messages"][0]["content"] for e in server.seen[before:]]
+    assert evaluated == ["new"]
+
+
 async def test_the_chat_that_is_likely_to_be_next_is_made_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
