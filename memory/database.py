@@ -58,21 +58,43 @@ def open_for_writing(path: Path, *, open_s: float, busy_s: float) -> Database:
     return _until(deadline, lambda: _open_once(path, busy_s))
 
 
+def open_alone(path: Path, *, busy_s: float) -> Database:
+    """A connection that writes and lets no other program in until it is closed. Makes and migrates
+    nothing. Raises sqlite3.Error where somebody else has the file open, and StoreError."""
+    conn = _connect(path, "rw", busy_s)
+    try:
+        # Before all else: the lock is taken when the write-ahead log is first looked at.
+        conn.execute("PRAGMA locking_mode=EXCLUSIVE")
+        db = Database(conn, execute_plugins=False)
+        with immediate(db):
+            migrations.require_current(db)
+        _configure(conn)
+        return db
+    except BaseException:
+        conn.close()
+        raise
+
+
 def open_for_reading(path: Path, *, busy_s: float) -> Database:
     """A connection that cannot write. Raises sqlite3.Error."""
-    # autocommit (isolation_level None): Python must not begin transactions of its own.
-    conn = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro",
-        uri=True,
-        timeout=busy_s,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+    conn = _connect(path, "ro", busy_s)
     try:
         return Database(conn, execute_plugins=False)
     except BaseException:
         conn.close()
         raise
+
+
+def _connect(path: Path, mode: str, busy_s: float) -> sqlite3.Connection:
+    """To a file that is there already."""
+    # autocommit (isolation_level None): Python must not begin transactions of its own.
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=busy_s,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 def create_private(path: Path) -> None:

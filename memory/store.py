@@ -28,7 +28,7 @@ from sqlite_utils import Database
 
 from memory import changes, erasure, listing, migrations, queries
 from memory.backup import copy
-from memory.database import open_for_reading, open_for_writing
+from memory.database import open_alone, open_for_reading, open_for_writing
 from memory.integrity import integrity
 from memory.listing import Entry, Found, OwnerEntry, Twig
 from memory.records import Answered, Node, Pin, Standing, Summary
@@ -69,6 +69,8 @@ class Bounds:
     """For a lock that another process holds."""
     write_s: float = 10.0
     """For one write, with those before it."""
+    alone_s: float = 1.0
+    """For a file of one's own: who has it open keeps it, but for one that looks for a moment."""
     read_s: float = 5.0
     upkeep_s: float = 600.0
     """Forgetting, pruning, vacuum and backup."""
@@ -132,6 +134,24 @@ class Store:
         store = cls(path, None, _readers(path, bounds), clock=time.time, bounds=bounds)
         try:
             await store._read(_require_current)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    @classmethod
+    async def open_alone(cls, path: Path, *, bounds: Bounds = BOUNDS) -> Store:
+        """For changes that no running proxy may miss: until it is closed no other program, and no
+        other Store, can open the file, and reading through this one raises StoreUnavailable too.
+
+        Makes and migrates nothing. Raises StoreUnavailable where another program has the file
+        open, or where there is none.
+        """
+        connect = partial(open_alone, path, busy_s=bounds.alone_s)
+        writer = Writer(connect, max_waiting=bounds.max_waiting_writes)
+        store = cls(path, writer, _readers(path, bounds), clock=time.time, bounds=bounds)
+        try:
+            await store._write(lambda db: None, bound_s=bounds.alone_s + bounds.busy_s)
         except BaseException:
             await store.close()
             raise

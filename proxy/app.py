@@ -31,6 +31,7 @@ from proxy.engine_metrics import EngineCollector
 from proxy.engines.base import Engine
 from proxy.errors import ApiError, LastResort, exception_handlers
 from proxy.headers import owner_of
+from proxy.inspecting.api import api_routes, owner_asked_for
 from proxy.metrics import CONTENT_TYPE, Metrics
 from proxy.pages.access import Sessions
 from proxy.pages.render import Templates
@@ -60,6 +61,7 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
         Route("/api/context", context, methods=["POST"]),
         Route("/api/conversations", forget_all, methods=["DELETE"]),
         Route("/api/conversations/{conversation}", forget, methods=["DELETE"]),
+        *api_routes(),
         *page_routes(),
     ]
     app = Starlette(
@@ -236,7 +238,7 @@ async def context(request: Request) -> Response:
 
 async def forget(request: Request) -> Response:
     """Deletes a conversation with all its branches and summaries, down to the bytes in the file."""
-    owner = _owner(request)
+    owner = await _owner(request)
     conversation = request.path_params["conversation"]
     deleted = await request.app.state.store.forget_conversation(owner, conversation)
     if not deleted:
@@ -247,7 +249,7 @@ async def forget(request: Request) -> Response:
 
 async def forget_all(request: Request) -> Response:
     """Deletes everything that this owner ever said here."""
-    owner = _owner(request)
+    owner = await _owner(request)
     deleted = await request.app.state.store.forget_owner(owner)
     await _forget_in_memory(request, owner)
     return json_response({"deleted_messages": deleted})
@@ -258,8 +260,11 @@ async def _forget_in_memory(request: Request, owner: str) -> None:
     await request.app.state.engine.forget(owner)
 
 
-def _owner(request: Request) -> str:
-    """Whose conversations a request without a body is about: `?user=` says what a body would."""
+async def _owner(request: Request) -> str:
+    """Whose conversations a request without a body is about: `?user=` says what a body would,
+    `?owner=` what it says in the rest of the inspector's API."""
+    if "owner" in request.query_params:
+        return await owner_asked_for(request)
     check_key(request)
     return owner_of(request.headers, request.query_params.get("user"))
 

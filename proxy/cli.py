@@ -20,7 +20,7 @@ import click
 from proxy import hub
 from proxy.config import Config, ConfigError, Key, check_files, keys, load
 from proxy.hub import HubError
-from proxy.inspecting import inspect
+from proxy.inspecting.command import inspect
 from proxy.tuning.command import tune
 
 if TYPE_CHECKING:

@@ -42,6 +42,7 @@ ONE_DOOR = {
     "tiktoken": {"memory/tokens.py"},
     "sqlite3": STORE_FILES,
     "sqlite_utils": STORE_FILES,
+    "rich": {f"proxy/inspecting/{name}.py" for name in ("command", "pictures", "terminal")},
 }
 """Only these files may import the package."""
 
@@ -111,9 +112,9 @@ def test_each_dependency_has_one_door(package: str) -> None:
     assert users <= ONE_DOOR[package]
 
 
-def test_only_remote_engines_and_the_hub_speak_http_to_others() -> None:
+def test_only_remote_engines_the_hub_and_inspect_speak_http_to_others() -> None:
     users = {path for path in files() if "httpx" in {package_of(n) for n in imports(path)}}
-    users.discard(ROOT / "proxy" / "hub_http.py")
+    users -= {ROOT / "proxy" / "hub_http.py", ROOT / "proxy" / "inspecting" / "client.py"}
     folder = ROOT / "proxy" / "engines"
     assert all(path.parent == folder and path.name.startswith("remote") for path in users)
 

@@ -170,6 +170,12 @@ def require_own_act(headers: Mapping[str, str], *, token: str, sent: str) -> Non
     """That what would change something was asked for by a page of ours. Raises Refused."""
     if not hmac.compare_digest(token.encode(), sent.encode("utf-8", "surrogatepass")):
         raise Refused("foreign_act")
+    require_own_origin(headers)
+
+
+def require_own_origin(headers: Mapping[str, str]) -> None:
+    """That no page of another origin's asks: browsers say so with whatever changes something.
+    Raises Refused."""
     site = headers.get("sec-fetch-site", "same-origin")
     origin = headers.get("origin")
     # Behind a server that speaks TLS the scheme differs; the name and port say who asks.

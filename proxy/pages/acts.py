@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-
 from starlette.requests import Request
 from starlette.responses import Response
 
-from memory.context import block_text
 from memory.keeper import Job
-from memory.records import EDITED
 from memory.store import Store
 from proxy import wire
 from proxy.background import EngineTokens
 from proxy.errors import bad_request
 from proxy.exports import ExportError, parse_export
+from proxy.inspecting import acts
 from proxy.pages import exporting
 from proxy.pages.access import Refused, Visitor, require_own_act
 from proxy.pages.chats import Chat, digest_in, front_of
@@ -26,8 +22,6 @@ from proxy.pages.words import teller
 from proxy.requests import json_response, read_body
 
 QUOTE_CHARS = 300
-PIN_CHARS = 500
-SUMMARY_CHARS = 20_000
 
 
 @page
@@ -128,13 +122,10 @@ def _message(request: Request, chat: Chat) -> bytes:
 async def pin(request: Request, who: Visitor) -> Response:
     fields = await form(request, who)
     chat = await chat_of(request, who)
-    text = " ".join(fields.get("text", "").split())
-    if not 0 < len(text) <= PIN_CHARS:
-        raise bad_request(f"A pinned fact has 1 to {PIN_CHARS} characters.")
     try:
-        await request.app.state.store.pin(who.owner, chat.entry.id, text)
-    except ValueError as exc:
-        raise bad_request(f"{str(exc).capitalize()}.") from exc
+        await acts.pin(request.app.state.store, chat, fields.get("text", ""))
+    except acts.NotDone as exc:
+        raise bad_request(str(exc)) from exc
     await wake(request, chat)
     return see(f"/inspect/c/{chat.entry.id}", leaf=chat.leaf.hex())
 
@@ -156,26 +147,11 @@ async def correct(request: Request, who: Visitor) -> Response:
     old = chat.summary(request.path_params["summary"])
     if old is None or chat.state(old) == "past":
         raise Refused("not_found", 404)
-    text = fields.get("text", "").replace("\r\n", "\n").strip()
-    if not 0 < len(text) <= SUMMARY_CHARS:
-        raise bad_request(f"A summary has 1 to {SUMMARY_CHARS} characters.")
-    (n_tokens,) = await state.engine.count([block_text(text)])
-    new = replace(
-        old,
-        id=0,
-        text=text,
-        n_tokens=n_tokens,
-        tokenizer=EngineTokens(state.engine).tokenizer,
-        made_by=EDITED,
-        model="",
-        policy_digest="",
-        prompt_version="",
-        failed_checks=(),
-        duration_s=0.0,
-        created_at=time.time(),
-        activated_at=None,
-    )
-    stored = await state.store.add_summary(who.owner, new)
+    counter = EngineTokens(state.engine)
+    try:
+        stored = await acts.correct(state.store, counter, chat, old, fields.get("text", ""))
+    except acts.NotDone as exc:
+        raise bad_request(str(exc)) from exc
     await wake(request, chat)
     return see(f"/inspect/c/{chat.entry.id}/summary/{stored.id}", leaf=chat.leaf.hex())
 

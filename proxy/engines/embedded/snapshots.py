@@ -197,6 +197,12 @@ class Snapshots:
             snapshot.path.unlink(missing_ok=True)
 
 
+def forget_files(folder: Path, owner: str) -> None:
+    """Removes all of the owner's files while no model process has the folder. Raises OSError."""
+    for path in (folder / _name(owner)).glob("*"):
+        path.unlink(missing_ok=True)
+
+
 def _extends(new: Header, old: Header) -> bool:
     return new.owner == old.owner and new.tokens[: len(old.tokens)] == old.tokens
 

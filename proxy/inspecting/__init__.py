@@ -1,0 +1,1 @@
+"""What chatfold made of each chat, for the terminal and for programs."""
