@@ -42,7 +42,7 @@ def append(
     if not nodes:
         raise ValueError("nothing to append")
     with immediate(db) as conn:
-        owner_id = _owner(conn, owner)
+        owner_id = owner_row(conn, owner)
         known = _known(conn, owner_id, {d for node in nodes for d in (node.digest, node.parent)})
         fresh = conversation or new_id()
         touched: set[str] = set()
@@ -65,7 +65,7 @@ def append(
         return home
 
 
-def _owner(conn: sqlite3.Connection, key: str) -> int:
+def owner_row(conn: sqlite3.Connection, key: str) -> int:
     conn.execute("INSERT INTO owners (key) VALUES (?) ON CONFLICT DO NOTHING", (key,))
     return int(conn.execute("SELECT id FROM owners WHERE key = ?", (key,)).fetchone()[0])
 
@@ -100,10 +100,10 @@ def _touch(conn: sqlite3.Connection, owner_id: int, conversation: str, now: floa
         "ON CONFLICT (id) DO UPDATE SET updated_at = max(updated_at, excluded.updated_at)",
         (conversation, owner_id, now, now),
     )
-    _require_conversation(conn, owner_id, conversation)
+    require_conversation(conn, owner_id, conversation)
 
 
-def _require_conversation(conn: sqlite3.Connection, owner_id: int, conversation: str) -> None:
+def require_conversation(conn: sqlite3.Connection, owner_id: int, conversation: str) -> None:
     mine = "SELECT 1 FROM conversations WHERE id = ? AND owner = ?"
     if conn.execute(mine, (conversation, owner_id)).fetchone() is None:
         raise NotStored(f"no conversation {conversation!r}")
@@ -134,7 +134,7 @@ def _note(
         "context_digest": answered.context_digest,
         "created_at": now,
     }
-    _insert_row(conn, "answers", row)
+    insert_row(conn, "answers", row)
 
 
 def _front(conn: sqlite3.Connection, owner_id: int, text: str | None) -> int | None:
@@ -173,10 +173,10 @@ def _insert(
         "front": _front(conn, owner_id, node.front),
         "note": search.storable(node.note),
     }
-    return _insert_row(conn, "messages", row)
+    return insert_row(conn, "messages", row)
 
 
-def _insert_row(conn: sqlite3.Connection, table: str, row: dict[str, object]) -> int:
+def insert_row(conn: sqlite3.Connection, table: str, row: dict[str, object]) -> int:
     names = ", ".join(row)
     values = ", ".join(f":{name}" for name in row)
     id_ = conn.execute(f"INSERT INTO {table} ({names}) VALUES ({values})", row).lastrowid
@@ -203,16 +203,16 @@ def _complete(conn: sqlite3.Connection, stored: _Stored, node: Node) -> None:
 
 def add_summary(db: Database, owner: str, summary: Summary) -> Summary:
     with immediate(db) as conn:
-        owner_id = _owner(conn, owner)
-        _require_conversation(conn, owner_id, summary.conversation)
-        id_ = _insert_row(conn, "summaries", queries.summary_row(summary) | {"owner": owner_id})
+        owner_id = owner_row(conn, owner)
+        require_conversation(conn, owner_id, summary.conversation)
+        id_ = insert_row(conn, "summaries", queries.summary_row(summary) | {"owner": owner_id})
         return queries.summary(conn, owner, id_)
 
 
 def pin(db: Database, owner: str, conversation: str, text: str, *, now: float) -> Pin:
     with immediate(db) as conn:
-        owner_id = _owner(conn, owner)
-        _require_conversation(conn, owner_id, conversation)
+        owner_id = owner_row(conn, owner)
+        require_conversation(conn, owner_id, conversation)
         if len(queries.pins(conn, owner, conversation)) >= PINS_MOST:
             raise ValueError(f"a conversation has at most {PINS_MOST} pinned facts")
         row: dict[str, object] = {
@@ -221,7 +221,7 @@ def pin(db: Database, owner: str, conversation: str, text: str, *, now: float) -
             "text": search.storable(text),
             "created_at": now,
         }
-        return Pin(_insert_row(conn, "pins", row), search.storable(text), now)
+        return Pin(insert_row(conn, "pins", row), search.storable(text), now)
 
 
 def unpin(db: Database, owner: str, conversation: str, id_: int) -> bool:
@@ -235,11 +235,18 @@ def unpin(db: Database, owner: str, conversation: str, id_: int) -> bool:
 
 
 def activate(db: Database, owner: str, ids: Sequence[int], *, now: float) -> None:
+    """With what they were merged from: that was in use before, or never will be."""
     with immediate(db) as conn:
         for batch in batches(ids):
             conn.execute(
-                "UPDATE summaries SET activated_at = ? WHERE activated_at IS NULL "
-                "AND owner = (SELECT id FROM owners WHERE key = ?) "
-                f"AND id IN ({marks(batch)})",
-                (now, owner, *batch),
+                f"""
+                WITH RECURSIVE these(id) AS (
+                    SELECT id FROM summaries WHERE id IN ({marks(batch)})
+                    UNION
+                    SELECT json_each.value FROM these
+                    JOIN summaries ON summaries.id = these.id, json_each(summaries.parents)
+                )
+                UPDATE summaries SET activated_at = ? WHERE activated_at IS NULL
+                AND owner = (SELECT id FROM owners WHERE key = ?) AND id IN these""",
+                (*batch, now, owner),
             )

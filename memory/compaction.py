@@ -38,8 +38,8 @@ def cover(summaries: Iterable[S], digests: Sequence[bytes]) -> tuple[S, ...]:
     message.
 
     A summary holds for a history in which the last message of its span stands at its depth: the
-    chain digest there vouches for all before it. Of several that begin at one depth the one that
-    reaches farthest is taken, then the newest.
+    chain digest there vouches for all before it. Of several that begin at one depth those of the
+    newest generation count; of these the one that reaches farthest is taken, then the newest.
     """
     beginning: dict[int, list[S]] = {}
     for s in summaries:
@@ -55,7 +55,7 @@ def cover_from(
     chosen: list[S] = []
     depth = 0
     while holding := [s for s in beginning_at(depth) if _holds(s, digests)]:
-        chosen.append(max(holding, key=lambda s: (s.last_depth, s.id)))
+        chosen.append(max(holding, key=lambda s: (s.generation, s.last_depth, s.id)))
         depth = chosen[-1].last_depth + 1
     return tuple(chosen)
 
@@ -86,6 +86,28 @@ def next_step(
     if merge is not None:
         return merge
     return _summarize(nodes, message_tokens, limits)
+
+
+def next_rewrite(
+    *,
+    blocks: Sequence[Summary],
+    weights: Sequence[int],
+    nodes: Sequence[Node],
+    message_tokens: int,
+    limits: Limits,
+) -> Step | None:
+    """The step by which messages that are all to be summarised get their blocks, as they would have
+    under these limits: `nodes` are those behind the blocks. None when nothing is left to do."""
+    merge = _merge(blocks, weights, limits)
+    if merge is not None or not nodes:
+        return merge
+    costs = [n.n_tokens + message_tokens for n in nodes]
+    starts = turn_starts([n.role for n in nodes])
+    # What one compaction takes: down from `high` to `low`, but no more than a block may have.
+    most = min(limits.block_tokens, limits.step_tokens)
+    ends = [*starts[1:], len(nodes)]
+    fitting = [end for end in ends if sum(costs[:end]) <= most]
+    return Summarize(max(fitting, default=ends[0]))
 
 
 def _merge(blocks: Sequence[Summary], weights: Sequence[int], limits: Limits) -> Merge | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sqlite_utils import Database
 
+from memory import rewrites
 from memory.database import immediate
 from memory.store_errors import StoreUnavailable
 
@@ -54,17 +55,20 @@ def _blank(conn: sqlite3.Connection, id_: int, depth: int) -> None:
         "message_digest = randomblob(20), unspaced = 0 WHERE id = ?",
         (FORGOTTEN, id_),
     )
-    conn.execute(
+    homes = conn.execute(
         """
         WITH RECURSIVE branch(id) AS (
             SELECT ?
             UNION
             SELECT messages.id FROM branch JOIN messages ON messages.parent = branch.id
         )
-        DELETE FROM summaries WHERE first_depth <= ? AND last_depth >= ? AND conversation IN
-            (SELECT conversation FROM messages WHERE id IN branch)""",
-        (id_, depth, depth),
-    )
+        SELECT DISTINCT conversation FROM messages WHERE id IN branch""",
+        (id_,),
+    ).fetchall()
+    over = "first_depth <= ? AND last_depth >= ? AND conversation = ?"
+    for (home,) in homes:
+        conn.execute(f"DELETE FROM summaries WHERE {over}", (depth, depth, home))
+        rewrites.delete_where(conn, over, (depth, depth, home))
 
 
 def forget_owner(db: Database, owner: str) -> int:
@@ -206,6 +210,7 @@ def _delete_one(conn: sqlite3.Connection, conversation: str) -> int:
     )
     homes = "SELECT home FROM temp.doomed UNION SELECT ?"
     conn.execute(f"DELETE FROM summaries WHERE conversation IN ({homes})", (conversation,))
+    rewrites.delete_where(conn, f"conversation IN ({homes})", (conversation,))
     conn.execute("DELETE FROM answers WHERE message IN (SELECT id FROM temp.doomed)")
     deleted = conn.execute("DELETE FROM messages WHERE id IN (SELECT id FROM temp.doomed)").rowcount
     conn.execute(f"DELETE FROM client_ids WHERE conversation IN ({homes})", (conversation,))

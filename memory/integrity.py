@@ -29,6 +29,10 @@ LAWS = (
     "SELECT 'summary ' || s.id || ' covers messages that are not stored' FROM summaries AS s "
     "WHERE NOT EXISTS (SELECT 1 FROM messages WHERE owner = s.owner AND digest = s.first_digest) "
     "OR NOT EXISTS (SELECT 1 FROM messages WHERE owner = s.owner AND digest = s.last_digest)",
+    "SELECT 'rewrite ' || r.id || ' belongs to another owner than its conversation' "
+    "FROM rewrites AS r JOIN conversations AS c ON c.id = r.conversation WHERE r.owner <> c.owner",
+    "SELECT 'candidate ' || c.id || ' belongs to another owner than its set' "
+    "FROM candidates AS c JOIN rewrites AS r ON r.id = c.rewrite WHERE c.owner <> r.owner",
     "SELECT 'message ' || m.id || ' is missing from the word index' FROM messages AS m "
     "WHERE m.id NOT IN (SELECT id FROM message_words_docsize)",
     "SELECT 'message ' || m.id || ' is missing from the trigram index' FROM messages AS m "

@@ -17,14 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from memory import summarize
 from memory.compaction import Merge, Step, Summarize, next_step, weights
-from memory.context import NOTE_TOKENS, Context, DoesNotFit, assemble, block_text
+from memory.context import NOTE_TOKENS, Context, DoesNotFit, assemble
 from memory.conversations import History, context_for, counted, revisit, room_for
 from memory.policy import Limits, Policy
 from memory.ports import Budget, Completer, ModelGone, TokenCounter, Warmer
-from memory.records import Node, Summary
-from memory.scribe import Draft, Scribe, Task
+from memory.records import Node
+from memory.scribe import Redraft, Scribe, Task, as_written
 from memory.store import Store, StoreError
 
 log = logging.getLogger("chatfold.keeper")
@@ -41,14 +40,6 @@ class Observer(Protocol):
     """Told what the keeper does, in the order it happens."""
 
     def __call__(self, event: str, /, **fields: object) -> None: ...
-
-
-Redraft = Callable[[Task, Draft], Draft]
-"""Puts another text in the place of the one that was written for a task."""
-
-
-def as_written(task: Task, draft: Draft) -> Draft:
-    return draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +97,7 @@ class Keeper:
         self._news = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
+        self._busy = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -134,10 +126,15 @@ class Keeper:
         self._jobs[job.key] = job
         self._news.set()
         self._quiet.clear()
+        self._busy.set()
 
     async def idle(self) -> None:
         """Waits until nothing runs and nothing waits. The caller bounds the wait."""
         await self._quiet.wait()
+
+    async def busy(self) -> None:
+        """Waits until something runs or waits. The caller bounds the wait."""
+        await self._busy.wait()
 
     # -- the worker ------------------------------------------------------------------------------
 
@@ -154,6 +151,7 @@ class Keeper:
             finally:
                 self._current = None
             if not self._jobs:
+                self._busy.clear()
                 self._quiet.set()
 
     async def _attempt(self, job: Job) -> None:
@@ -222,19 +220,8 @@ class Keeper:
             weights=weights(history.active, known),
             nodes=history.nodes,
             message_tokens=self._host().budget.message_tokens,
-            limits=self._limits.within(self._verbatim_room(history)),
+            limits=self._limits.within(verbatim_room(history, self._host().budget, self._limits)),
         )
-
-    def _verbatim_room(self, history: History) -> int:
-        """What the system prompt, the summaries and one more of them leave for verbatim turns."""
-        budget, limits = self._host().budget, self._limits
-        room = room_for(budget, limits, max_tokens=None)
-        system = history.system
-        head = system.n_tokens + system.pinned_tokens + system.tools_tokens
-        head += sum(b.n_tokens for b in history.active)
-        markup = room.base_tokens + room.message_tokens + NOTE_TOKENS
-        spare = limits.summary_tokens + budget.window_tokens // QUESTION_SHARE
-        return room.prompt_tokens - head - markup - spare
 
     @property
     def _scribe(self) -> Scribe:
@@ -283,49 +270,45 @@ class Keeper:
     # -- writing summaries -----------------------------------------------------------------------
 
     async def _carry_out(self, job: Job, history: History, step: Step) -> None:
-        started = self._clock()
         merged = history.active[step.index : step.index + 2] if isinstance(step, Merge) else ()
         at_once = self._is_backlog(history)
-        task = Task(await self._span(history, step), merged, at_once=at_once)
-        draft = self._redraft(task, await self._scribe.write(history, task))
-        (n_tokens,) = await self._counter.count([block_text(draft.text)])
-        summary = await self._store.add_summary(
-            job.owner,
-            Summary(
-                id=0,
-                conversation=history.conversation,
-                first_depth=task.nodes[0].depth,
-                last_depth=task.nodes[-1].depth,
-                first_digest=task.nodes[0].digest,
-                last_digest=task.nodes[-1].digest,
-                rank=task.rank,
-                parents=tuple(s.id for s in merged),
-                text=draft.text,
-                n_tokens=n_tokens,
-                tokenizer=self._counter.tokenizer,
-                made_by=draft.made_by,
-                model=self._host().model,
-                policy_digest=self._policy.digest,
-                prompt_version=summarize.PROMPT_VERSION,
-                failed_checks=draft.failed_checks,
-                duration_s=self._clock() - started,
-                created_at=started,
-            ),
+        task = Task(await span_of(self._store, self._counter, history, step), merged, at_once)
+        written = await self._scribe.summary(
+            history,
+            task,
+            model=self._host().model,
+            clock=self._clock,
+            redraft=self._redraft,
         )
+        summary = await self._store.add_summary(job.owner, written)
         self._observe(
             "summarised",
             conversation=job.conversation,
             summary=summary.id,
-            made_by=draft.made_by,
+            made_by=summary.made_by,
             rank=summary.rank,
-            failed_checks=list(draft.failed_checks),
+            failed_checks=list(summary.failed_checks),
         )
 
-    async def _span(self, history: History, step: Step) -> tuple[Node, ...]:
-        """The turns behind the new block, from the store where the context no longer holds them."""
-        if isinstance(step, Summarize):
-            return history.nodes[: step.n_nodes]
-        left, right = history.active[step.index : step.index + 2]
-        span = history.digests[left.first_depth : right.last_depth + 1]
-        nodes, _ = await counted(self._counter, await self._store.nodes(history.owner, span))
-        return nodes
+
+async def span_of(
+    store: Store, counter: TokenCounter, history: History, step: Step
+) -> tuple[Node, ...]:
+    """The turns behind the new block, from the store where the context no longer holds them."""
+    if isinstance(step, Summarize):
+        return history.nodes[: step.n_nodes]
+    left, right = history.active[step.index : step.index + 2]
+    span = history.digests[left.first_depth : right.last_depth + 1]
+    nodes, _ = await counted(counter, await store.nodes(history.owner, span))
+    return nodes
+
+
+def verbatim_room(history: History, budget: Budget, limits: Limits) -> int:
+    """What the system prompt, the summaries and one more of them leave for verbatim turns."""
+    room = room_for(budget, limits, max_tokens=None)
+    system = history.system
+    head = system.n_tokens + system.pinned_tokens + system.tools_tokens
+    head += sum(b.n_tokens for b in history.active)
+    markup = room.base_tokens + room.message_tokens + NOTE_TOKENS
+    spare = limits.summary_tokens + budget.window_tokens // QUESTION_SHARE
+    return room.prompt_tokens - head - markup - spare

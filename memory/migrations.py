@@ -243,6 +243,59 @@ def m0005_pins_and_answers(db: Database) -> None:
     )
 
 
+REWRITES = """
+CREATE TABLE rewrites (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner INTEGER NOT NULL REFERENCES owners(id),
+    conversation TEXT NOT NULL REFERENCES conversations(id),
+    first_depth INTEGER NOT NULL,
+    last_depth INTEGER NOT NULL,  -- included
+    last_digest BLOB NOT NULL,
+    policy_name TEXT NOT NULL,
+    policy TEXT NOT NULL,  -- JSON: its knobs
+    before TEXT NOT NULL,  -- JSON list of the summaries that stood for these messages
+    created_at REAL NOT NULL,
+    finished_at REAL,  -- NULL until all its candidates are written
+    used_at REAL  -- NULL until they were copied among the summaries
+)"""
+
+CANDIDATES = """
+CREATE TABLE candidates (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    owner INTEGER NOT NULL REFERENCES owners(id),
+    rewrite INTEGER NOT NULL REFERENCES rewrites(id),
+    first_depth INTEGER NOT NULL,
+    last_depth INTEGER NOT NULL,
+    first_digest BLOB NOT NULL,
+    last_digest BLOB NOT NULL,
+    rank INTEGER NOT NULL,
+    parents TEXT NOT NULL,  -- JSON list of candidate ids
+    text TEXT NOT NULL,
+    n_tokens INTEGER NOT NULL,
+    tokenizer TEXT NOT NULL,
+    made_by TEXT NOT NULL,
+    model TEXT NOT NULL,
+    policy_digest TEXT NOT NULL,
+    prompt_version TEXT NOT NULL,
+    failed_checks TEXT NOT NULL,
+    duration_s REAL NOT NULL,
+    created_at REAL NOT NULL,
+    UNIQUE (rewrite, first_depth, last_depth)
+)"""
+
+
+@MIGRATIONS()
+def m0006_rewrites(db: Database) -> None:
+    _execute_all(
+        db,
+        REWRITES,
+        CANDIDATES,
+        "CREATE INDEX rewrites_conversation ON rewrites(conversation)",
+        # Of several that begin at one message those of the greatest generation stand for it.
+        "ALTER TABLE summaries ADD COLUMN generation INTEGER NOT NULL DEFAULT 0",
+    )
+
+
 _CONVERSATION_OVERVIEW = """
 SELECT conversations.id AS conversation, owners.key AS owner,
     datetime(conversations.created_at, 'unixepoch') AS began_utc,

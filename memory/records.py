@@ -46,6 +46,7 @@ class Span(NamedTuple):
     last_depth: int
     last_digest: bytes
     activated_at: float | None
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,40 @@ class Summary:
     duration_s: float
     created_at: float
     activated_at: float | None = None
+    generation: int = 0
+    """Of several that begin at one message those of the greatest generation stand for it. A set
+    that was written again and taken into use is of a new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """The summaries of the messages `first_depth`..`last_depth` written again under another policy:
+    a set of candidates that no context uses. `before` are the ids of the summaries that stood for
+    the same messages when it began, `policy` the knobs as JSON.
+
+    `finished_at` is None until the last candidate is there, `used_at` until the set is taken into
+    use. A candidate's id and parents count among the candidates.
+    """
+
+    id: int
+    conversation: str
+    first_depth: int
+    last_depth: int
+    last_digest: bytes
+    policy_name: str
+    policy: str
+    before: tuple[int, ...]
+    created_at: float
+    finished_at: float | None = None
+    used_at: float | None = None
+    candidates: tuple[Summary, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[Summary, ...]:
+        """Those that would stand in the context: they went into no other."""
+        merged = {id_ for c in self.candidates for id_ in c.parents}
+        left = (c for c in self.candidates if c.id not in merged)
+        return tuple(sorted(left, key=lambda c: c.first_depth))
 
 
 @dataclass(frozen=True, slots=True)

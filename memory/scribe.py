@@ -18,6 +18,7 @@ from memory.context import (
     Room,
     Shape,
     assemble,
+    block_text,
 )
 from memory.conversations import History
 from memory.policy import Limits, Policy
@@ -60,6 +61,14 @@ class Draft:
     failed_checks: tuple[str, ...]
 
 
+Redraft = Callable[[Task, Draft], Draft]
+"""Puts another text in the place of the one that was written for a task."""
+
+
+def as_written(task: Task, draft: Draft) -> Draft:
+    return draft
+
+
 @dataclass(frozen=True, slots=True)
 class Scribe:
     """Knows a policy and a model; holds no state."""
@@ -79,6 +88,41 @@ class Scribe:
             max_tokens=self.limits.summary_tokens,
             language=self.policy.language,
             prompt=self.policy.prompt,
+        )
+
+    async def summary(
+        self,
+        history: History,
+        task: Task,
+        *,
+        model: str,
+        clock: Callable[[], float],
+        redraft: Redraft = as_written,
+    ) -> Summary:
+        """What `write` gives, as it will be stored; its id is 0. Raises ModelGone."""
+        started = clock()
+        draft = redraft(task, await self.write(history, task))
+        (n_tokens,) = await self.counter.count([block_text(draft.text)])
+        return Summary(
+            id=0,
+            conversation=history.conversation,
+            first_depth=task.nodes[0].depth,
+            last_depth=task.nodes[-1].depth,
+            first_digest=task.nodes[0].digest,
+            last_digest=task.nodes[-1].digest,
+            rank=task.rank,
+            parents=tuple(s.id for s in task.merged),
+            text=draft.text,
+            n_tokens=n_tokens,
+            tokenizer=self.counter.tokenizer,
+            made_by=draft.made_by,
+            model=model,
+            policy_digest=self.policy.digest,
+            prompt_version=summarize.PROMPT_VERSION,
+            failed_checks=draft.failed_checks,
+            duration_s=clock() - started,
+            created_at=started,
+            generation=max((s.generation for s in task.merged), default=0),
         )
 
     async def write(self, history: History, task: Task) -> Draft:

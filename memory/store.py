@@ -26,12 +26,12 @@ from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
-from memory import changes, erasure, listing, migrations, queries
+from memory import changes, erasure, listing, migrations, queries, rewrites
 from memory.backup import copy
 from memory.database import open_alone, open_for_reading, open_for_writing
 from memory.integrity import integrity
 from memory.listing import Entry, Found, OwnerEntry, Twig
-from memory.records import Answered, Node, Pin, Standing, Summary
+from memory.records import Answered, Node, Pin, Rewrite, Standing, Summary
 from memory.store_errors import (
     NotStored,
     StoreClosed,
@@ -265,6 +265,14 @@ class Store:
     async def pins(self, owner: str, conversation: str) -> list[Pin]:
         return await self._read(lambda conn: queries.pins(conn, owner, conversation))
 
+    async def rewrites(self, owner: str, conversation: str) -> list[Rewrite]:
+        """Its summaries as written again, with their texts; the newest set first."""
+        return await self._read(lambda conn: rewrites.rewrites(conn, owner, conversation))
+
+    async def rewrite(self, owner: str, conversation: str, id_: int) -> Rewrite | None:
+        found = await self._read(lambda conn: rewrites.rewrites(conn, owner, conversation, id_))
+        return found[0] if found else None
+
     async def find(self, owner: str, typed: str, *, limit: int = 20) -> Found:
         """As search, while somebody types, and over summaries too."""
 
@@ -329,6 +337,30 @@ class Store:
     async def unpin(self, owner: str, conversation: str, id_: int) -> bool:
         """Whether there was such a pin."""
         return await self._write(lambda db: changes.unpin(db, owner, conversation, id_))
+
+    async def begin_rewrite(self, owner: str, rewrite: Rewrite) -> Rewrite:
+        """As stored, with its id. Raises NotStored if its conversation is not, TooManyRewrites."""
+        return await self._write(lambda db: rewrites.begin(db, owner, rewrite))
+
+    async def add_candidate(self, owner: str, rewrite: int, candidate: Summary) -> int:
+        """Its id. Raises NotStored where the set is gone or finished."""
+        return await self._write(lambda db: rewrites.add_candidate(db, owner, rewrite, candidate))
+
+    async def finish_rewrite(self, owner: str, rewrite: int) -> None:
+        """All candidates are there. Unknown ids are ignored."""
+        now = self._clock()
+        await self._write(lambda db: rewrites.finish(db, owner, rewrite, now=now))
+
+    async def use_rewrite(self, owner: str, conversation: str, id_: int) -> None:
+        """Its candidates become summaries that take the place of those that stand there as soon
+        as they are activated; nothing is deleted. Raises NotStored unless it is finished and not
+        in use yet, Overtaken where what stands before it has changed."""
+        now = self._clock()
+        await self._write(lambda db: rewrites.use(db, owner, conversation, id_, now=now))
+
+    async def discard_rewrite(self, owner: str, conversation: str, id_: int) -> bool:
+        """Whether there was such a set. Its bytes are overwritten with the rows."""
+        return await self._write(lambda db: rewrites.discard(db, owner, conversation, id_))
 
     # -- upkeep: may hold up writes for as long as it takes, never reads ---------------------------
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from memory.context import Context
 from memory.keeper import Keeper
 from memory.policy import load_policy
+from memory.rewriting import Rewriter
 from memory.store import Store, StoreError
 from proxy import wire
 from proxy.anypath import AnyPath
@@ -118,6 +119,16 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
     state.keeper.start()
     stack.push_async_callback(state.keeper.stop)
     state.policy = policy
+    state.rewriter = Rewriter(
+        store=state.store,
+        keeper=state.keeper,
+        completer=background,
+        counter=counter,
+        host=counter.host,
+        observe=observe,
+    )
+    state.rewriter.start()
+    stack.push_async_callback(state.rewriter.stop)
     state.running = running = Running()
     state.streams = Joins[bytes](state.metrics.joined)
     state.answers = Joins[dict[str, Any]](state.metrics.joined)
@@ -256,6 +267,7 @@ async def forget_all(request: Request) -> Response:
 
 
 async def _forget_in_memory(request: Request, owner: str) -> None:
+    request.app.state.rewriter.cancel(owner)
     request.app.state.running.forget(owner)
     await request.app.state.engine.forget(owner)
 

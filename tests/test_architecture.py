@@ -24,6 +24,7 @@ STORE_FILES = {
     "memory/listing.py",
     "memory/migrations.py",
     "memory/queries.py",
+    "memory/rewrites.py",
     "memory/search.py",
     "memory/store.py",
     "memory/store_errors.py",

@@ -165,7 +165,9 @@ async def wake(request: Request, chat: Chat) -> None:
 
 
 async def forget_in_memory(request: Request, owner: str) -> None:
-    """What the model's cache and its snapshots hold of this owner."""
+    """What the model's cache and its snapshots hold of this owner, and what is being written of
+    their chats."""
+    request.app.state.rewriter.cancel(owner)
     request.app.state.running.forget(owner)
     await request.app.state.engine.forget(owner)
 

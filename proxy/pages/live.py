@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -22,22 +22,29 @@ LOOK_S = 0.5
 
 @page
 async def live(request: Request, who: Visitor) -> Response:
-    return show(request, "live.html", visitor=who, at="live", facts=_facts(request))
+    return show(request, "live.html", visitor=who, at="live", facts=_facts(request, who))
 
 
 @page
 async def events(request: Request, who: Visitor) -> Response:
-    return EventStream(_changes(request), ping_s=request.app.state.config.timeouts.ping_s)
+    return stream(request, lambda: _facts(request, who))
 
 
-async def _changes(request: Request) -> AsyncGenerator[bytes, None]:
-    """Ends where the session does, and as soon as the proxy is told to stop: it is no answer that
-    somebody waits for."""
+def stream(request: Request, look: Callable[[], dict[str, str]]) -> Response:
+    """Server-sent events: what `look` gives, first all of it and then what has changed. Ends where
+    the session does, behind a fact named `over`, and as soon as the proxy is told to stop: it is no
+    answer that somebody waits for."""
+    return EventStream(_changes(request, look), ping_s=request.app.state.config.timeouts.ping_s)
+
+
+async def _changes(
+    request: Request, look: Callable[[], dict[str, str]]
+) -> AsyncGenerator[bytes, None]:
     last: dict[str, str] = {}
-    while not request.app.state.stopping() and _may_go_on(request):
-        facts = _facts(request)
+    while not request.app.state.stopping() and _may_go_on(request) and "over" not in last:
+        facts = look()
         if facts != last:
-            yield sse.data(facts)
+            yield sse.data({k: v for k, v in facts.items() if last.get(k) != v})
             last = facts
         await asyncio.sleep(LOOK_S)
 
@@ -50,7 +57,7 @@ def _may_go_on(request: Request) -> bool:
     return True
 
 
-def _facts(request: Request) -> dict[str, str]:
+def _facts(request: Request, who: Visitor) -> dict[str, str]:
     state = request.app.state
     background = {"running": state.keeper.running, "pending": state.keeper.pending}
     t = teller(language_for(request))

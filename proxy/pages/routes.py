@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.pages import acts, door, live, reading
+from proxy.pages import acts, again, door, live, reading
 from proxy.pages.render import static_file
 
 CHAT = "/inspect/c/{conversation}"
@@ -40,6 +40,14 @@ def page_routes() -> list[Route]:
         Route(f"{CHAT}/summary/{{summary:int}}/correct", acts.correct, methods=["POST"]),
         Route(f"{CHAT}/message/{{message}}/forget", acts.ask_forget_message, methods=["GET"]),
         Route(f"{CHAT}/message/{{message}}/forget", acts.forget_message, methods=["POST"]),
+        Route(f"{CHAT}/again", again.sets, methods=["GET"]),
+        Route(f"{CHAT}/again", again.begin, methods=["POST"]),
+        Route(f"{CHAT}/again/{{rewrite:int}}", again.comparison, methods=["GET"]),
+        Route(f"{CHAT}/again/{{rewrite:int}}/events", again.events, methods=["GET"]),
+        Route(f"{CHAT}/again/{{rewrite:int}}/stop", again.stop, methods=["POST"]),
+        Route(f"{CHAT}/again/{{rewrite:int}}/go", again.go_on, methods=["POST"]),
+        Route(f"{CHAT}/again/{{rewrite:int}}/use", again.use, methods=["POST"]),
+        Route(f"{CHAT}/again/{{rewrite:int}}/discard", again.discard, methods=["POST"]),
         Route(f"{CHAT}/export.md", acts.export_markdown, methods=["GET"]),
         Route(f"{CHAT}/export.json", acts.export_openai, methods=["GET"]),
         Route(f"{CHAT}/librechat.json", acts.export_librechat, methods=["GET"]),

@@ -177,6 +177,115 @@ _WORDS = {
         "入力した文が代わりに使われ、元の要約は履歴に残ります。新しい内容はモデルが裏で読み込みます。",
     ),
     "correct_do": ("Put it in place", "置き換える"),
+    "again": ("Try a policy", "方針を試す"),
+    "again_title": ("Summarise again under another policy", "別の方針で要約し直す"),
+    "again_hint": (
+        "The model writes the same stretch of the chat again, in the background and behind every "
+        "chat. The conversation goes on as it is until you put the new summaries in place. What "
+        "is in use is kept in the history.",
+        "同じ範囲の要約を、会話の邪魔をせず裏で書き直します。採用するまで会話は今のまま続き、"
+        "使用中の要約は採用後も履歴に残ります。",
+    ),
+    "again_nothing": (
+        "No summary is in use yet, so there is nothing to compare with.",
+        "使用中の要約がまだないため、比べる相手がありません。",
+    ),
+    "again_policy": ("Policy", "方針"),
+    "again_option": (
+        "{name}: {summary} tokens a summary, blocks up to {block}, {method}",
+        "{name}: 要約 {summary} トークン、範囲 {block} まで、{method}",
+    ),
+    "again_newest": (
+        "How many of the newest summaries in use ({n} in all)",
+        "新しい方から何件の要約を対象にするか（使用中 {n} 件）",
+    ),
+    "again_knobs": ("Change some of its knobs", "一部の設定を変える"),
+    "again_knobs_hint": (
+        "What is left empty stays as the policy says. Lengths are a share of the window up to 1.0, "
+        "or a number of tokens above.",
+        "空欄は方針のままです。長さは 1.0 以下なら窓に対する割合、それを超えるとトークン数です。",
+    ),
+    "knob_summary": ("Length of one summary", "要約 1 件の長さ"),
+    "knob_block": ("Most source text of one summary", "要約 1 件が受け持つ原文の上限"),
+    "knob_summaries": ("Budget of all summaries", "要約全体の上限"),
+    "knob_method": ("Made by", "作り方"),
+    "knob_ask_on": ("Asked for", "頼み方"),
+    "knob_merge_from": ("Merged from", "統合の元"),
+    "knob_language": ("Language", "言語"),
+    "knob_prompt": ("Your own words to ask for it", "要約を頼む文"),
+    "choice_model": ("the model", "モデル"),
+    "choice_extractive": ("sentences of the chat", "会話の文を抜粋"),
+    "choice_cached": ("behind the chat's own context", "会話の文脈に続けて"),
+    "choice_fresh": ("with a prompt of its own", "独立したプロンプトで"),
+    "choice_originals": ("the turns", "元のターン"),
+    "choice_summaries": ("the two summaries", "2 件の要約"),
+    "as_policy": ("as the policy says", "方針のまま"),
+    "again_do": ("Summarise again", "要約し直す"),
+    "again_sets": ("Written so far", "書き直したもの"),
+    "again_state_waiting": ("waits", "待機中"),
+    "again_state_running": ("being written", "作成中"),
+    "again_state_stopped": ("stopped", "中断"),
+    "again_state_done": ("ready to compare", "比較できます"),
+    "again_state_used": ("in use", "採用済み"),
+    "again_against": (
+        "Other than in the configured policy ({name}):",
+        "設定の方針（{name}）との違い:",
+    ),
+    "again_runs": (
+        "{done} of {of} messages are summarised, in {n} summaries so far.",
+        "{of} 件中 {done} 件のメッセージを要約済み（要約 {n} 件）。",
+    ),
+    "again_waits": (
+        "{done} of {of} messages are summarised; it goes on when the chats leave time for it.",
+        "{of} 件中 {done} 件のメッセージを要約済み。会話の合間に続けます。",
+    ),
+    "again_stopped": (
+        "It was stopped before its end. What is written so far is kept.",
+        "途中で中断しました。書けた分は残っています。",
+    ),
+    "again_reload": ("Look again", "更新"),
+    "again_stop": ("Stop", "中断する"),
+    "again_go": ("Go on", "続ける"),
+    "again_use": ("Use these", "こちらを使う"),
+    "again_discard": ("Discard", "破棄する"),
+    "again_use_hint": (
+        "They take the place of the others as soon as the model has read them, in the background. "
+        "The others stay in the history. Later compactions go by the policy of the configuration "
+        "({name}).",
+        "モデルが裏で読み込み終えると置き換わります。元の要約は履歴に残ります。"
+        "以後の要約は設定の方針（{name}）で作られます。",
+    ),
+    "again_used": (
+        "These were put in place at {when}. They are used once the model has read them.",
+        "{when} に採用しました。モデルが読み込み終えると使われます。",
+    ),
+    "again_gone": (
+        "What stood here when these were written is gone; there is nothing to compare with.",
+        "書き直した時の要約がなくなったため、比較できません。",
+    ),
+    "side_left": ("Until now", "これまで"),
+    "side_right": ("Again: {name}", "書き直し: {name}"),
+    "compared": ("Side by side", "比較"),
+    "compared_hint": (
+        "Names, numbers, dates and instructions of the chat that can still be read in the "
+        "summaries: a lower bound, for what is said in other words is not found.",
+        "会話中の名前・数値・日付・指示のうち、要約の中でまだ読めるものです。"
+        "言い換えは数えないため下限値です。",
+    ),
+    "row_summaries": ("summaries", "要約"),
+    "row_tokens": ("tokens", "トークン"),
+    "row_by_model": ("written by the model, checks passed", "モデルの文が検査に合格"),
+    "row_seconds": ("seconds to write", "作成秒数"),
+    "row_kept": ("kept in all", "保持（全体）"),
+    "kind_names": ("names", "名前"),
+    "kind_numbers": ("numbers", "数値"),
+    "kind_dates": ("dates", "日付"),
+    "kind_identifiers": ("identifiers", "識別子"),
+    "kind_instructions": ("instructions", "指示"),
+    "only_here": ("Only here", "こちらにだけある"),
+    "and_more": ("and {n} more", "他 {n} 件"),
+    "in_neither": ("In neither of them: {n}", "どちらにもない: {n} 件"),
+    "kept_here": ("keeps {kept} of {of}", "{of} 件中 {kept} 件を保持"),
     "pin_title": ("Pinned facts", "固定した事実"),
     "pin_hint": (
         "What stands here is in every context of this conversation, right behind the system prompt.",
@@ -295,8 +404,8 @@ def teller(language: str) -> Callable[..., str]:
     """`t(name, n=3)`: the words with the values in their places, numbers grouped in thousands."""
     words = WORDS[language]
 
-    def tell(name: str, **values: Any) -> str:
+    def tell(word: str, /, **values: Any) -> str:
         shown = {k: f"{v:,}" if isinstance(v, int) else v for k, v in values.items()}
-        return words[name].format(**shown)
+        return words[word].format(**shown)
 
     return tell

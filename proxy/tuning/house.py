@@ -9,8 +9,9 @@ from typing import Generic, TypeVar
 
 from memory.context import Context
 from memory.conversations import History
-from memory.keeper import Keeper, Redraft, as_written
+from memory.keeper import Keeper
 from memory.policy import Policy
+from memory.scribe import Redraft, as_written
 from memory.store import Store
 from memory.transcript import Message, Transcript
 from proxy.background import BackgroundModel, EngineTokens

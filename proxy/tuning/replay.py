@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from memory.context import Context
-from memory.keeper import Job, Redraft, as_written
+from memory.keeper import Job
 from memory.policy import Policy
 from memory.records import Summary
-from memory.scribe import Draft, Task
+from memory.scribe import Draft, Redraft, Task, as_written
 from memory.transcript import Transcript, chain
 from proxy.engines.base import Engine, Priority, Sampling
 from proxy.errors import ApiError

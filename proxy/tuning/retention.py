@@ -71,7 +71,11 @@ def sought(said: Sequence[Message]) -> Sought:
 
 def kept(wanted: Sought, context: Context) -> Kept:
     """How many of them the model can read in this context."""
-    text = whole_text(context)
+    return kept_in(wanted, whole_text(context))
+
+
+def kept_in(wanted: Sought, text: str) -> Kept:
+    """How many of them can be read in a text."""
     told = Told.of(text)
     found = {kind: Share() for kind in KINDS}
     for fact in wanted.facts:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.compaction import Merge, Summarize, cover, covered, next_step, weights
+from memory.compaction import (
+    Merge,
+    Summarize,
+    cover,
+    covered,
+    next_rewrite,
+    next_step,
+    weights,
+)
 from memory.policy import Limits
 from memory.records import EXTRACTIVE, Node, Summary
 from memory.transcript import ASSISTANT, ROOT, USER, Message, chain, extend, turn_starts
@@ -189,6 +197,58 @@ def test_of_two_summaries_of_one_span_the_newest_is_taken() -> None:
     digests = chain([Message(USER, "q"), Message(ASSISTANT, "a")])
     old, new = summary(1, 0, 1, digests[1]), summary(2, 0, 1, digests[1])
     assert cover([old, new], digests) == cover([new, old], digests) == (new,)
+
+
+def test_of_one_place_the_newest_generation_stands_however_far_others_reach() -> None:
+    digests = chain([Message(USER, str(i)) for i in range(8)])
+    old = summary(9, 0, 7, digests[7], rank=2)
+    again = [
+        replace(summary(4, 0, 3, digests[3]), generation=1),
+        replace(summary(5, 4, 7, digests[7]), generation=1),
+    ]
+    assert cover([old, *again], digests) == tuple(again)
+    # Where the second does not hold, as on a branch, the first still does.
+    assert cover([old, *again], digests[:6]) == (again[0],)
+
+
+@given(nodes=st.lists(st.integers(1, 80), min_size=1, max_size=30), limits=LIMIT_VALUES)
+def test_messages_written_again_get_blocks_end_to_end_and_whole_turns(
+    nodes: list[int], limits: Limits
+) -> None:
+    path = [node(USER if i % 2 == 0 else ASSISTANT, n) for i, n in enumerate(nodes)]
+    starts = {*turn_starts([n.role for n in path]), len(path)}
+    blocks: list[Summary] = []
+    known: list[Summary] = []
+    for _ in range(10 * len(path)):
+        done = covered(blocks)
+        found = next_rewrite(
+            blocks=blocks,
+            weights=weights(blocks, known),
+            nodes=path[done:],
+            message_tokens=MESSAGE_TOKENS,
+            limits=limits,
+        )
+        if found is None:
+            break
+        id_ = len(known) + 1
+        if isinstance(found, Merge):
+            a, b = blocks[found.index : found.index + 2]
+            rank = max(a.rank, b.rank) + 1
+            new = summary(id_, a.first_depth, b.last_depth, rank=rank, parents=(a.id, b.id))
+            blocks[found.index : found.index + 2] = [new]
+        else:
+            assert found.n_nodes > 0
+            new = summary(id_, done, done + found.n_nodes - 1)
+            assert new.last_depth + 1 in starts
+            cost = sum(n.n_tokens + MESSAGE_TOKENS for n in path[done : new.last_depth + 1])
+            one_turn = not any(done < s <= new.last_depth for s in starts)
+            assert cost <= min(limits.block_tokens, limits.step_tokens) or one_turn
+            blocks.append(new)
+        known.append(new)
+    assert found is None
+    assert covered(blocks) == len(path)
+    assert blocks[0].first_depth == 0
+    assert all(a.last_depth + 1 == b.first_depth for a, b in pairwise(blocks))
 
 
 def test_a_gap_hides_what_is_behind_it() -> None:
