@@ -145,12 +145,14 @@ def _requests(stub: Stub, chatfold: Chatfold, n_messages: int, n: int) -> Times:
     """Milliseconds from sending to the first piece of text."""
     history = _history(n_messages)
     direct, through = [], []
-    first = _until_text(chatfold.client, history)
+    first, answer = _until_text(chatfold.client, history)
     chatfold.wait_until_idle()
     for i in range(n):
-        history += [_message("assistant", "0 "), _message("user", f"And then, number {i}?")]
-        direct.append(_until_text(stub.client, history))
-        through.append(_until_text(chatfold.client, history))
+        # The answer as it came: with any other, each turn would be a branch of its own.
+        history += [_message("assistant", answer), _message("user", f"And then, number {i}?")]
+        direct.append(_until_text(stub.client, history)[0])
+        took, answer = _until_text(chatfold.client, history)
+        through.append(took)
         chatfold.wait_until_idle()
     return Times(direct, through, first)
 
@@ -174,16 +176,17 @@ def _body(messages: Messages, n_frames: int) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def _until_text(client: httpx.Client, messages: Messages) -> float:
+def _until_text(client: httpx.Client, messages: Messages) -> tuple[float, str]:
+    """Milliseconds, and the answer."""
     content = _body(messages, 1)
-    sent, took = time.monotonic(), 0.0
+    sent, took, answer = time.monotonic(), 0.0, ""
     with client.stream("POST", "/v1/chat/completions", content=content) as response:
         for line in response.iter_lines():
-            if not took and _written_at(line):
-                took = time.monotonic() - sent
+            if text := _text_of(line):
+                took, answer = took or time.monotonic() - sent, answer + text
     if not took:
         raise BenchError(f"no answer to {len(messages)} messages, status {response.status_code}")
-    return took * 1000
+    return took * 1000, answer
 
 
 def _frames(stub: Stub, chatfold: Chatfold, n: int) -> Times:
@@ -210,11 +213,15 @@ def _ages(client: httpx.Client, messages: Messages) -> list[float]:
 
 
 def _written_at(line: str) -> float | None:
-    if not line.startswith("data: {"):
-        return None
-    choices = json.loads(line[6:]).get("choices")
-    text = choices[0]["delta"].get("content") if choices else None
+    text = _text_of(line)
     return float(text) if text else None
+
+
+def _text_of(line: str) -> str:
+    if not line.startswith("data: {"):
+        return ""
+    choices = json.loads(line[6:]).get("choices")
+    return choices[0]["delta"].get("content") or "" if choices else ""
 
 
 # -- many streams at a time ----------------------------------------------------------------------

@@ -174,7 +174,9 @@ def standing(conn: sqlite3.Connection, owner: str, digests: Sequence[bytes]) -> 
         return None
     conversation, known = found[0], found[1] + 1
     active, written = covering(conn, owner, conversation, digests)
-    behind = nodes(conn, owner, digests[covered(active) : known])
+    # From one to the one before it: what was said together lies together in the file, while the
+    # digests lie all over their index, whose pages every write of another connection makes unread.
+    behind = path(conn, owner, digests[known - 1], after_depth=covered(active) - 1)
     pinned = pins(conn, owner, conversation)
     return Standing(conversation, known, active, written, tuple(behind), tuple(pinned))
 

@@ -68,11 +68,11 @@ async def _answer(request: Request, raw: bytes, kind: type[Reply]) -> Response:
     plan = await _plan_at_once(request, chat, planning)
     reply = _reply(chat.model, include_usage=chat.include_usage, kind=kind)
     # Who else may want the same question answered twice at once, to have two answers.
-    digest = hashlib.blake2b(raw, digest_size=16).digest()
-    key = (owner, client_id, digest) if repeats_itself(request.headers) else object()
+    key = (owner, client_id, _digest(raw)) if repeats_itself(request.headers) else None
     if chat.stream:
         return EventStream(
             state.streams.read(key, partial(_frames, chats, _given(plan, planning), reply)),
+            prelude=sse.data(reply.opening()),
             ping_s=state.config.timeouts.ping_s,
             nudge=sse.data(reply.delta("")),
             nudge_s=NUDGE_S,
@@ -82,6 +82,10 @@ async def _answer(request: Request, raw: bytes, kind: type[Reply]) -> Response:
     answers = state.answers.read(key, partial(_complete, chats, plan, reply))
     body = await run_until_disconnect(request.receive, _only(answers))
     return json_response(body, headers=headers_for(plan))
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()
 
 
 async def _plan_at_once(request: Request, chat: ChatRequest, planning: Planning) -> Plan | None:
@@ -154,8 +158,8 @@ def _whole_stream(reply: Reply, text: str, usage: Usage) -> Iterator[bytes]:
 
 
 async def _frames(chats: Chats, planned: Planning, reply: Reply) -> AsyncGenerator[bytes, None]:
-    """The answers as server-sent events. A failure is the last frame; DONE then never comes."""
-    yield sse.data(reply.opening())
+    """The answers as server-sent events, behind the opening of the first one. A failure is the last
+    frame; DONE then never comes."""
     try:
         plan = await planned()
         for index in range(1, plan.request.n):

@@ -61,8 +61,10 @@ async def run_until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
 class EventStream(Response):
     """Streams `frames` as server-sent events until they end or the client leaves.
 
-    Headers go out at once, a ping after every `ping_s` seconds of silence; before the second frame,
-    `nudge` after every `nudge_s` already, if that is less. A slow reader slows the
+    Headers go out at once, a ping after every `ping_s` seconds of silence; before the first frame,
+    `nudge` after every `nudge_s` already, if that is less. `prelude` stands before the first of all
+    these and goes out with it: a write of its own would wake the client for nothing, right before
+    the work begins. A slow reader slows the
     frames down: no frame is taken before the one before it was accepted. When the client leaves,
     `frames` is cancelled where it waits, or closed where it stands at a `yield`; either way its
     `finally` blocks have run when the response ends. A client that leaves before the headers are
@@ -76,6 +78,7 @@ class EventStream(Response):
         self,
         frames: AsyncGenerator[bytes, None],
         *,
+        prelude: bytes = b"",
         ping_s: float = 10.0,
         nudge: bytes = PING,
         nudge_s: float = math.inf,
@@ -83,6 +86,7 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.frames = frames
+        self.prelude = prelude
         self.ping_s = ping_s
         self.nudge = nudge
         self.nudge_s = nudge_s
@@ -91,7 +95,7 @@ class EventStream(Response):
         self.init_headers({**(headers or {}), **STREAM_HEADERS})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        line = _Line(send)
+        line = _Line(send, self.prelude)
         try:
             with suppress(ClientGone):
                 async with _task_group() as group:
@@ -111,7 +115,7 @@ class EventStream(Response):
 
     async def _ping(self, line: _Line) -> None:
         while True:
-            early = line.frames < 2 and self.nudge_s < self.ping_s
+            early = not line.frames and self.nudge_s < self.ping_s
             idle_s = self.nudge_s if early else self.ping_s
             await anyio.sleep_until(line.idle_since + idle_s)
             await line.write_if_idle(self.nudge if early else PING, idle_s=idle_s)
@@ -121,8 +125,9 @@ class _Line:
     """The way to the client. One writer at a time; `idle_since` is the time of the last write,
     `frames` counts what was written but for pings."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, prelude: bytes) -> None:
         self._send = send
+        self._prelude = prelude
         self._lock = anyio.Lock()
         self.idle_since = anyio.current_time()
         self.frames = 0
@@ -133,17 +138,21 @@ class _Line:
 
     async def write(self, data: bytes) -> None:
         async with self._lock:
-            await self._put({"type": "http.response.body", "body": data, "more_body": True})
+            await self._put_body(data)
 
     async def write_if_idle(self, data: bytes, *, idle_s: float) -> None:
         async with self._lock:
             if anyio.current_time() >= self.idle_since + idle_s:
-                await self._put({"type": "http.response.body", "body": data, "more_body": True})
+                await self._put_body(data)
 
     async def close(self) -> None:
         # Takes the lock for good: a ping that waits for it stays waiting until it is cancelled.
         await self._lock.acquire()
         await self._put({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _put_body(self, data: bytes) -> None:
+        data, self._prelude = self._prelude + data, b""
+        await self._put({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _put(self, message: Message) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub: the second door to httpx, beside the remote engines'.
+"""Downloads from the Hugging Face hub: one of two doors to httpx, beside `chatfold inspect`.
 
     HEAD endpoint/REPO/resolve/main/FILE   size, and the SHA-256 where the hub keeps large files
     GET  the same, from where an earlier one broke off; it leads to another server

@@ -96,10 +96,16 @@ class Joins(Generic[T]):
     def __len__(self) -> int:
         return len(self._running)
 
-    async def read(
+    def read(
+        self, key: Hashable | None, start: Callable[[], AsyncGenerator[T, None]]
+    ) -> AsyncGenerator[T, None]:
+        """The items of `start()`, or of the one that runs under this key already. Without a key
+        nobody can join: the reader runs it itself, with no task in between."""
+        return start() if key is None else self._shared(key, start)
+
+    async def _shared(
         self, key: Hashable, start: Callable[[], AsyncGenerator[T, None]]
     ) -> AsyncGenerator[T, None]:
-        """The items of `start()`, or of the one that runs under this key already."""
         shared = self._running.get(key)
         if shared and not shared.is_over:
             self._joined()

@@ -1,14 +1,19 @@
-"""The way to a server. The only file that imports httpx: its exceptions end here."""
+"""The way to a server. The only file that imports httpcore: its exceptions end here.
+
+httpcore is httpx without what would have to be switched off here (cookies, redirects, settings from
+the environment, content encodings) and without what that costs each request.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from functools import lru_cache
 from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import anyio
-import httpx
+import httpcore
 
 from proxy.engines.base import EngineCrashed, EngineUnavailable
 
@@ -26,6 +31,10 @@ KEPT_S = 4.0
 """Shorter than llama-server's and uvicorn's five seconds: a connection is rarely found closed."""
 MAX_BODY_BYTES = 16 << 20
 
+BROKEN_OFF = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
+SAFE = "/%:@!$&'()*+,;=~"
+"""What may stand in a path as it is (RFC 3986), besides letters and digits."""
+
 
 class Unreachable(EngineUnavailable):
     """There is no connection to the server."""
@@ -34,18 +43,18 @@ class Unreachable(EngineUnavailable):
 class Answer:
     """A response whose headers were read. Good inside the block of `Http.exchange` only."""
 
-    def __init__(self, response: httpx.Response, http: Http) -> None:
+    def __init__(self, response: httpcore.Response, http: Http) -> None:
         self._response = response
         self._http = http
 
     @property
     def status(self) -> int:
-        return self._response.status_code
+        return self._response.status
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it comes. Raises EngineUnavailable, EngineCrashed when it breaks off."""
         with self._http.translated():
-            async for data in self._response.aiter_bytes():
+            async for data in self._response.aiter_stream():
                 yield data
 
     async def body(self) -> bytes:
@@ -68,9 +77,10 @@ class Http:
     def __init__(self, *, shown: str, connect_s: float, read_s: float, key: str = "") -> None:
         self._shown = shown
         self._headers = HEADERS | (bearer(key) if key else {})
-        self._timeout = httpx.Timeout(connect=connect_s, read=read_s, write=read_s, pool=connect_s)
-        self._client = self._open_client(kept=KEPT_CONNECTIONS)
-        self._fresh = self._open_client(kept=0)
+        self._timeouts = {"connect": connect_s, "read": read_s, "write": read_s, "pool": connect_s}
+        self._ssl = httpcore.default_ssl_context()
+        self._pool = self._open_pool(kept=KEPT_CONNECTIONS)
+        self._fresh = self._open_pool(kept=0)
 
     def __repr__(self) -> str:
         return f"<Http {self._shown} open={self.n_open}>"
@@ -78,24 +88,20 @@ class Http:
     @property
     def n_open(self) -> int:
         """Exchanges that the pools believe to be under way."""
-        pools = (client._transport._pool for client in (self._client, self._fresh))  # type: ignore[attr-defined]
-        return sum(len(pool._requests) for pool in pools)
+        return sum(len(pool._requests) for pool in (self._pool, self._fresh))
 
-    def _open_client(self, *, kept: int) -> httpx.AsyncClient:
+    def _open_pool(self, *, kept: int) -> httpcore.AsyncConnectionPool:
         # Without a limit on connections: with one, the pool loses its places to requests that are
-        # cancelled (httpcore #1093). Cookies of answers are thrown away.
-        return httpx.AsyncClient(
-            limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=kept, keepalive_expiry=KEPT_S
-            ),
-            timeout=self._timeout,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            trust_env=False,
-            follow_redirects=False,
+        # cancelled (httpcore #1093).
+        return httpcore.AsyncConnectionPool(
+            ssl_context=self._ssl,
+            max_connections=None,
+            max_keepalive_connections=kept,
+            keepalive_expiry=KEPT_S,
         )
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._pool.aclose()
         await self._fresh.aclose()
 
     @asynccontextmanager
@@ -110,18 +116,29 @@ class Http:
         """Sends a request. Leaving the block, or being cancelled anywhere, closes the connection
         at once unless the answer was read to its end. Raises Unreachable, EngineUnavailable,
         EngineCrashed."""
-        # Not `client.build_request`: that would add cookies and the client's default headers.
-        request = httpx.Request(
-            method, url, content=content, headers={**self._headers, **(headers or {})}
-        )
-        response = await self._open(request)
+        response = await self._open(self._request(method, url, content, headers or {}))
         try:
             yield Answer(response, self)
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
 
-    async def _open(self, request: httpx.Request) -> httpx.Response:
+    def _request(
+        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str]
+    ) -> httpcore.Request:
+        target, host = address(url)
+        sent = {"host": host, **self._headers, **headers}
+        if content is not None:
+            sent["content-length"] = str(len(content))
+        return httpcore.Request(
+            method,
+            target,
+            headers=[(name.encode(), header(value)) for name, value in sent.items()],
+            content=content,
+            extensions={"timeout": self._timeouts},
+        )
+
+    async def _open(self, request: httpcore.Request) -> httpcore.Response:
         """When a kept connection turns out to be closed, the request is sent once more on a fresh
         one: llama-server closes idle ones without a word. Nothing was received then, so that
         nobody is given anything twice."""
@@ -129,23 +146,23 @@ class Http:
             connected = _Connected()
             request.extensions["trace"] = connected.trace
             try:
-                return await self._client.send(request, stream=True)
-            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                return await self._pool.handle_async_request(request)
+            except (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError):
                 if connected:
                     raise
-            return await self._fresh.send(request, stream=True)
+            return await self._fresh.handle_async_request(request)
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """The one place where httpx's exceptions become the engine's."""
+        """The one place where httpcore's exceptions become the engine's."""
         shown = self._shown
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
             raise Unreachable(f"The upstream server {shown} cannot be reached.") from exc
-        except httpx.TimeoutException as exc:
+        except httpcore.TimeoutException as exc:
             raise EngineUnavailable(f"The upstream server {shown} does not answer.") from exc
-        except httpx.RequestError as exc:
+        except BROKEN_OFF as exc:
             raise EngineCrashed(f"The upstream server {shown} broke off the connection.") from exc
 
 
@@ -160,6 +177,23 @@ class _Connected:
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
         self._connected = self._connected or event == "connection.connect_tcp.started"
+
+
+@lru_cache(maxsize=64)
+def address(url: str) -> tuple[httpcore.URL, str]:
+    """Where a request goes, and its host header."""
+    parts = urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path = quote(parts.path, safe=SAFE)
+    return httpcore.URL(urlunsplit(parts._replace(netloc=host, path=path))), host
+
+
+def header(value: str) -> bytes:
+    """A client's key goes on as the bytes that came: Starlette reads headers as latin-1."""
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
 
 
 def bearer(key: str) -> dict[str, str]:

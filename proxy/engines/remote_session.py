@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from memory.context import SYSTEM, Context
@@ -186,6 +187,8 @@ class Session:
                 for frame in frames.feed(data):
                     wait_s = self._on_frame(call, frame)
                     call.ticket.scope.deadline = anyio.current_time() + wait_s
+                # The reader's turn: what comes in one packet would else be read to its end first.
+                await anyio.lowlevel.checkpoint()
 
     def _on_frame(self, call: Call, frame: bytes) -> float:
         """Returns how long the next one may take, in seconds."""

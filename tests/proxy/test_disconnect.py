@@ -271,6 +271,38 @@ def test_silence_is_filled_with_pings() -> None:
     assert received.index(b"data: 1") < received.index(b": ping")
 
 
+def test_the_prelude_goes_out_in_one_write_with_the_first_frame() -> None:
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            sent.append(message["body"])
+
+    stream = EventStream(Work().stream(b"1", b"2"), prelude=b"opening ")
+    asyncio.run(stream({"type": "http"}, nobody_leaves, send))
+    assert sent == [b"opening 1", b"2", b""]
+
+
+def test_a_nudge_that_comes_first_takes_the_prelude_along() -> None:
+    async def silent_until_nudged() -> Frames:
+        await nudged_twice.wait()
+        yield b"1"
+
+    nudged_twice = anyio.Event()
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            sent.append(message["body"])
+        if len(sent) == 2:
+            nudged_twice.set()
+
+    stream = EventStream(silent_until_nudged(), prelude=b"opening ", nudge=b"nudge", nudge_s=0.001)
+    asyncio.run(stream({"type": "http"}, nobody_leaves, send))
+    assert sent[:2] == [b"opening nudge", b"nudge"]
+    assert all(b"opening" not in later for later in sent[1:])
+
+
 def test_a_stream_that_ends_is_complete_and_the_connection_goes_on() -> None:
     async def endpoint(request: Request) -> Response:
         await request.body()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from proxy.engines.remote_ahead import CHATS_MOST, STEP_CHARS, Resident, Rotation, steps
 from proxy.engines.remote_calibration import ENOUGH, Calibration, Sample
 from proxy.engines.remote_files import SlotFiles
+from proxy.engines.remote_http import address, header
 from proxy.engines.remote_server import Template, default_system, template_of
 from proxy.engines.remote_slots import Slots, preferred
 from proxy.engines.remote_wire import Message
@@ -206,3 +207,23 @@ def test_the_next_speaker_is_who_followed_the_last_one_the_last_time() -> None:
     for i in range(2 * CHATS_MOST):
         rotation.spoke(f"chat {i}")
     assert rotation.next() == []
+
+
+@pytest.mark.parametrize(
+    ("url", "target", "host"),
+    [
+        ("http://h:8080/v1/models", b"/v1/models", "h:8080"),
+        ("http://[::1]:8080/v1", b"/v1", "[::1]:8080"),
+        ("https://h/slots/1?action=save", b"/slots/1?action=save", "h"),
+        ("http://bücher.example/ä b/a%20b", b"/%C3%A4%20b/a%20b", "xn--bcher-kva.example"),
+    ],
+)
+def test_any_url_can_be_written_into_a_request(url: str, target: bytes, host: str) -> None:
+    found, sent_host = address(url)
+    assert (found.target, sent_host) == (target, host)
+
+
+def test_a_key_goes_on_as_the_bytes_that_came() -> None:
+    came = "Bearer schlüssel".encode()
+    assert header(came.decode("latin-1")) == came
+    assert header("Bearer 鍵") == "Bearer 鍵".encode()

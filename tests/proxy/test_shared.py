@@ -74,6 +74,20 @@ def test_a_twin_gets_everything_from_the_beginning_and_nothing_runs_twice() -> N
     run(test)
 
 
+def test_without_a_key_nobody_joins_and_no_task_is_made() -> None:
+    async def test() -> None:
+        (joins, joined), source = counted(), Source(2)
+        source.let(4)
+        tasks = len(asyncio.all_tasks())
+        for _ in range(2):
+            async with aclosing(joins.read(None, source)) as items:
+                assert await anext(items) == 0
+                assert (len(joins), len(asyncio.all_tasks())) == (0, tasks)
+        assert (source.begun, source.closed, joined) == (2, 2, [])
+
+    run(test)
+
+
 def test_other_keys_and_later_requests_run_by_themselves() -> None:
     async def test() -> None:
         (joins, joined), source = counted(), Source(2)
