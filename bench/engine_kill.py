@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 
+from bench import command
 from bench.bounds import Check, at_least, at_most
 from bench.client import Messages
 from bench.load import ENDLESS, TIMEOUT, Ending, sentence, stream
@@ -101,14 +102,13 @@ class Found:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    # A plain death would leave the server behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with tempfile.TemporaryDirectory(prefix="chatfold-bench-") as directory:
-            found = measure(options.kills, Path(options.work or directory), say=_say)
-    except BenchError as exc:
-        print(f"bench: {exc}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="chatfold-bench-") as directory:
+        work = Path(options.work or directory)
+        return command.run(lambda: _measure(options, work))
+
+
+def _measure(options: argparse.Namespace, directory: Path) -> int:
+    found = measure(options.kills, directory, say=_say)
     checks = found.checks()
     for line in [*map(str, checks), *found.wrong, *found.next_failed]:
         print(line)
@@ -150,6 +150,8 @@ def measure(kills: int, directory: Path, *, say: Any = lambda line: None) -> Fou
         for n in range(kills):
             run.round(background=n % BACKGROUND_EVERY == BACKGROUND_EVERY - 1)
             say(f"kill {n + 1}/{kills}: {run.found.told} told, {run.found.answered} answered")
+        # What is evicted meanwhile would not be there any more when it is copied.
+        proxy.wait_until_idle()
         found = run.found
         found.restarts = proxy.status()["engine"]["restarts"]
         # While it still runs: at its end it would write what is in memory, and hide what was left.

@@ -30,6 +30,7 @@ from typing import Any
 
 import httpx
 
+from bench import command
 from bench.bounds import Check, at_least, at_most
 from bench.client import Messages
 from bench.load import ENDLESS, TIMEOUT, Ending, sentence, stream
@@ -81,15 +82,10 @@ Sample = dict[str, float]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    # A plain death would leave the server behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.nice(options.nice)
-    try:
-        with tempfile.TemporaryDirectory(prefix="chatfold-soak-") as directory:
-            return _soak(options, Path(options.work or directory))
-    except BenchError as exc:
-        print(f"bench: {exc}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="chatfold-soak-") as directory:
+        work = Path(options.work or directory)
+        return command.run(lambda: _soak(options, work))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from proxy import trace
 
 Event = dict[str, Any]
 
@@ -15,8 +16,7 @@ ENDS = ("request_done", "request_failed", "request_cancelled")
 
 
 def read(path: Path) -> list[Event]:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return sorted((json.loads(line) for line in lines), key=lambda e: e["t"])
+    return sorted(trace.read(path), key=lambda e: e["t"])
 
 
 def count(events: Iterable[Event], name: str) -> int:

@@ -8,35 +8,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import bounds, plot, report, runs
+from bench import bounds, command, plot, report, runs
 from bench.bounds import Check, at_least, at_most
 from bench.chats import UserTokens
 from bench.locomo import CHAT, user_turns
 from bench.runs import Paced, Plan, Restarted, Unpaced
-from bench.servers import ROOT, BenchError
+from bench.servers import ROOT
 
 KILL_AFTER_TURN = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    # A plain death would leave the servers behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if not CHAT.exists():
-        print(f"skipped: {CHAT.name} is not there (shared/data/locomo beside the checkout)")
-        return 0
-    try:
-        with tempfile.TemporaryDirectory(prefix="chatfold-bench-") as directory:
-            return _measure(options, Path(options.work or directory))
-    except BenchError as exc:
-        print(f"bench: {exc}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="chatfold-bench-") as directory:
+        work = Path(options.work or directory)
+        return command.run(lambda: _measure(options, work), with_chat=True)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from bench.servers import ROOT
 
 SOURCE = ROOT / "tests" / "e2e" / "node_librechat"
 INSTALLED = ROOT / ".node-librechat"
-STOP_S = 10
+STOP_S = 60
 
 Said = dict[str, Any]
 """What came of a request, as `client.mjs` writes it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import httpx
 
+from bench import command
 from bench.bounds import Check, at_least, at_most
 from bench.chats import Chat, UserTokens
 from bench.locomo import CHAT, user_turns
@@ -98,16 +98,7 @@ class Run:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    # A plain death would leave the servers behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if not CHAT.exists():
-        print(f"skipped: {CHAT.name} is not there (shared/data/locomo beside the checkout)")
-        return 0
-    try:
-        return _measure(options)
-    except BenchError as exc:
-        print(f"bench: {exc}", file=sys.stderr)
-        return 1
+    return command.run(lambda: _measure(options), with_chat=True)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

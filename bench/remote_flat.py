@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import bounds
+from bench import bounds, command
 from bench.bounds import Check, at_least, at_most
 from bench.chats import Chat, Turn, UserTokens
 from bench.locomo import CHAT, user_turns
@@ -30,16 +29,7 @@ SERVERS = ("llama_cpp", "llama-server")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    # A plain death would leave the servers behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if not CHAT.exists():
-        print(f"skipped: {CHAT.name} is not there (shared/data/locomo beside the checkout)")
-        return 0
-    try:
-        return _measure(options)
-    except BenchError as exc:
-        print(f"bench: {exc}", file=sys.stderr)
-        return 1
+    return command.run(lambda: _measure(options), with_chat=True)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import command
 from bench.bounds import Check, at_most
 from bench.chats import Chat, UserTokens
 from bench.locomo import CHAT, user_turns
@@ -86,28 +86,23 @@ class Compared:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
-    # A plain death would leave the servers behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if not CHAT.exists():
-        print(f"skipped: {CHAT.name} is not there (shared/data/locomo beside the checkout)")
-        return 0
+    return command.run(lambda: _measure(options), with_chat=True)
+
+
+def _measure(options: argparse.Namespace) -> int:
     if options.only != "real":
         asyncio.run(_presets(options))
     if options.only == "presets":
         return 0
     checks: list[Check] = []
-    try:
-        with tempfile.TemporaryDirectory(prefix="chatfold-bench-") as directory:
-            work = options.work or Path(directory)
-            for name in options.policy or POLICIES:
-                one = _compared(name, work / name, options)
-                print(_text(one), flush=True)
-                checks += (held := _checks(one))
-                # At once: the next policy takes minutes.
-                _keep(options.results, [one], held)
-    except BenchError as exc:
-        print(f"bench: {exc}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="chatfold-bench-") as directory:
+        work = options.work or Path(directory)
+        for name in options.policy or POLICIES:
+            one = _compared(name, work / name, options)
+            print(_text(one), flush=True)
+            checks += (held := _checks(one))
+            # At once: the next policy takes minutes.
+            _keep(options.results, [one], held)
     print("\n".join(map(str, checks)))
     return 0 if all(check.holds for check in checks) else 1
 

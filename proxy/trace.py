@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
+from typing import Any
 
 
 class Trace:
@@ -26,3 +28,14 @@ class Trace:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """What happened so far, in the order of the file; nothing where there is none yet.
+
+    A line counts once its end is there: the file may be read while it is written.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,15 +18,19 @@ from typing import Any
 
 import httpx
 
+from proxy import trace
 from proxy.app import DATABASE
 
 Event = dict[str, Any]
 
 ROOT = Path(__file__).parent.parent.parent
-START_S = 60.0
+START_S = 120.0
 IDLE_S = 120.0
-STOP_S = 20.0
-STORED_S = 10.0
+STOP_S = 60.0
+STORED_S = 60.0
+
+GREETING = re.compile(rb"OPENAI_REVERSE_PROXY=(http://127\.0\.0\.1:\d+)/v1")
+"""What a proxy says once it listens: on a port that the system chose and nobody else has."""
 
 
 @dataclass(slots=True)
@@ -46,7 +50,7 @@ class Proxy:
 
     def get(self, path: str, **kwargs: Any) -> httpx.Response:
         options = {"headers": self.headers} | kwargs
-        return httpx.get(self.url + path, timeout=30, trust_env=False, **options)
+        return httpx.get(self.url + path, timeout=60, trust_env=False, **options)
 
     def post(self, path: str, body: Any, **kwargs: Any) -> httpx.Response:
         """`body` is sent as JSON, or as it is when it is bytes."""
@@ -80,7 +84,7 @@ class Proxy:
 
     def events(self) -> list[Event]:
         """What happened so far, in the order of the trace."""
-        return [json.loads(line) for line in self.trace_path.read_text().splitlines()]
+        return trace.read(self.trace_path)
 
     def wait_for_event(
         self, what: str, wanted: Callable[[Event], bool], *, since: int = 0
@@ -141,24 +145,24 @@ def serving(
 
     `key` is the API key that the test uses from then on, where the proxy asks for one.
     """
-    port = _free_port()
-    trace, log = tmp_path / "trace.jsonl", tmp_path / "proxy.log"
+    events, log = tmp_path / "trace.jsonl", tmp_path / "proxy.log"
     with log.open("ab") as stderr:
+        said = stderr.tell()
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "proxy", "serve", "--port", str(port)),
+                *(sys.executable, "-m", "proxy", "serve", "--port", "0"),
                 *("--data", str(tmp_path / "data"), *arguments),
             ],
             cwd=ROOT,
-            env=_environment(trace) | environ,
+            env=_environment(events) | environ,
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,
             start_new_session=True,
         )
-    url, data = f"http://127.0.0.1:{port}", tmp_path / "data"
-    proxy = Proxy(process, url, data, trace, log, key)
+    proxy = Proxy(process, "", tmp_path / "data", events, log, key)
     try:
+        proxy.url = _wait_for_url(proxy, said)
         _wait_for(proxy, "/readyz" if ready else "/healthz")
         yield proxy
     finally:
@@ -177,6 +181,17 @@ def _environment(trace: Path) -> dict[str, str]:
     }
 
 
+def _wait_for_url(proxy: Proxy, since: int) -> str:
+    """The URL in the log, behind its first `since` bytes."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        if found := GREETING.search(proxy.log_path.read_bytes(), since):
+            return found[1].decode()
+        assert proxy.process.poll() is None, proxy.log_path.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"never listening:\n{proxy.log_path.read_text()}")
+
+
 def _wait_for(proxy: Proxy, path: str) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
@@ -188,9 +203,3 @@ def _wait_for(proxy: Proxy, path: str) -> None:
             pass
         time.sleep(0.05)
     raise AssertionError(f"not ready:\n{proxy.log_path.read_text()}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

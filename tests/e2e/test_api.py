@@ -390,7 +390,7 @@ def _knock(proxy: Proxy, method: str, path: str, headers: dict[str, str]) -> htt
     path = re.sub(r"{\w+:int}", "1", path)
     body = {"json": {"messages": says("Let me in.")}} if method == "POST" else {}
     return httpx.request(
-        method, proxy.url + path, headers=headers, trust_env=False, timeout=30, **body
+        method, proxy.url + path, headers=headers, trust_env=False, timeout=60, **body
     )
 
 

@@ -344,7 +344,7 @@ def test_a_body_over_the_limit_is_refused_when_its_length_is_not_announced(small
             yield b" " * 4096
 
     url = small.proxy.url + "/v1/chat/completions"
-    response = httpx.post(url, content=chunks(), timeout=30, trust_env=False)
+    response = httpx.post(url, content=chunks(), timeout=60, trust_env=False)
     assert_refused(response, 413)
     small.assert_goes_on()
 

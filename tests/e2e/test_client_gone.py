@@ -49,7 +49,7 @@ def connected(proxy: Proxy, body: Body) -> Iterator[socket.socket]:
     """A client that has sent its whole request."""
     data = json.dumps(body).encode()
     host, _, port = proxy.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as client:
+    with socket.create_connection((host, int(port)), timeout=100) as client:
         client.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\n"
             b"content-type: application/json\r\n"
@@ -198,7 +198,7 @@ def test_a_client_that_leaves_does_not_disturb_another(shared: Proxy) -> None:
             since=since,
         )
         leave(client)
-        other.join(60)
+        other.join(100)
         assert_stopped(shared, request)
     assert answers[0]["usage"]["completion_tokens"] > 0
     assert answers[0]["choices"][0]["finish_reason"] in ("stop", "length")
@@ -208,7 +208,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_event(shared: P
     shared.wait_idle()
     since = len(shared.events())
     host, _, port = shared.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as client:
+    with socket.create_connection((host, int(port)), timeout=100) as client:
         client.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\ncontent-length: 500\r\n\r\n{"
         )

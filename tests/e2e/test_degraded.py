@@ -76,7 +76,7 @@ def test_a_database_of_a_newer_version_stops_the_start_untouched(tmp_path: Path)
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert started.returncode == 2

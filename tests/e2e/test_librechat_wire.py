@@ -145,7 +145,7 @@ class InTheBackground:
         self._thread.start()
 
     def title(self) -> str:
-        self._thread.join(60)
+        self._thread.join(100)
         (title,) = self.titles
         return title
 
@@ -155,10 +155,11 @@ def of_class(events: list[Event], cls: str) -> list[Event]:
 
 
 def assert_chat_first(events: list[Event]) -> None:
-    """Nothing of a side request was evaluated before the chat's answer was done."""
-    (done,) = [e for e in of_class(events, "chat") if e["event"] == "request_done"]
-    started = [e for e in of_class(events, "side") if e["event"] == "request_started"]
-    assert all(events.index(e) > events.index(done) for e in started)
+    """Nothing of a side request was evaluated between the chat's arrival and its end. Where the
+    machine let the chat wait, a title may have begun before it came."""
+    chat = {e["event"]: i for i, e in enumerate(events) if e.get("cls") == "chat"}
+    between = events[chat["request_queued"] : chat["request_done"]]
+    assert not [e for e in of_class(between, "side") if e["event"] == "batch"]
 
 
 @pytest.mark.parametrize("body", TITLES)
@@ -200,9 +201,11 @@ def test_a_title_during_the_answer_waits_for_its_end(shared: Proxy) -> None:
 
     thread = threading.Thread(target=chat)
     thread.start()
-    shared.wait_for_event("answering", lambda e: e["event"] == "first_token", since=since)
+    shared.wait_for_event(
+        "answering", lambda e: e["event"] == "first_token" and e["cls"] == "chat", since=since
+    )
     assert ask_title(shared, plain_now(question, ""))
-    thread.join(60)
+    thread.join(100)
     assert answers[0]["usage"]["completion_tokens"] == 60
     assert_chat_first(shared.events()[since:])
 
@@ -299,7 +302,7 @@ def sent(proxy: Proxy, body: dict[str, Any], *, agent: str, key: str = "x") -> I
     """A client that has sent its whole request; gives what it reads, line by line."""
     data = json.dumps(body).encode()
     host, _, port = proxy.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as client:
+    with socket.create_connection((host, int(port)), timeout=100) as client:
         client.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: test\r\nuser-agent: %s\r\n"
             b"authorization: Bearer %s\r\ncontent-length: %d\r\n\r\n"
@@ -322,6 +325,15 @@ def deltas(lines: Any, n: int) -> list[str]:
     return found
 
 
+def wait_until_stopped(proxy: Proxy, since: int) -> None:
+    """Until a chat's answer was cancelled."""
+    proxy.wait_for_event(
+        "stopped",
+        lambda e: e["event"] == "request_cancelled" and e["cls"] == "chat",
+        since=since,
+    )
+
+
 def queued(proxy: Proxy, since: int) -> int:
     events = of_class(proxy.events()[since:], "chat")
     return len([e for e in events if e["event"] == "request_queued"])
@@ -337,7 +349,7 @@ def test_a_repeated_request_joins_the_one_that_runs(shared: Proxy, agent: str) -
             beginning = deltas(first, 3)
             assert deltas(again, 3) == beginning
         assert len(deltas(again, 3)) == 3
-    shared.wait_for_event("stopped", lambda e: e["event"] == "request_cancelled", since=since)
+    wait_until_stopped(shared, since)
     assert queued(shared, since) == 1
 
 
@@ -371,21 +383,26 @@ def test_empty_pieces_come_while_the_prompt_is_evaluated(shared: Proxy) -> None:
     words = " ".join(str(n) for n in range(700))
     body = {"messages": says(f"{uuid4().hex} {words}"), "stream": True}
     with sent(shared, body, agent=AGENTS[1]) as lines:
-        assert deltas(lines, 1) == [""]
-        seen = [e["event"] for e in of_class(shared.events()[since:], "chat")]
-        assert "batch" in seen
+        seen: list[str] = []
+        while "batch" not in seen:  # Where the machine is slow, it has not come so far yet.
+            assert deltas(lines, 1) == [""]
+            seen = [e["event"] for e in of_class(shared.events()[since:], "chat")]
         assert "first_token" not in seen
-    shared.wait_for_event("stopped", lambda e: e["event"] == "request_cancelled", since=since)
+    wait_until_stopped(shared, since)
 
 
 def test_a_stream_has_its_headers_while_the_model_loads(tmp_path: Path) -> None:
     with serving(tmp_path, "--n-ctx", "512") as proxy:
         os.kill(proxy.status()["engine"]["pid"], signal.SIGKILL)
-        proxy.wait("gone", lambda status: not status["engine"]["ready"])
+        proxy.wait("gone", lambda status: status["engine"]["restarts"] or not is_ready(status))
         body = {"messages": says("Hello."), "max_tokens": 2, "stream": True}
         with sent(proxy, body, agent=AGENTS[0]) as lines:
             assert next(lines) == b"HTTP/1.1 200 OK\r\n"
             assert deltas(lines, 1)
+
+
+def is_ready(status: dict[str, Any]) -> bool:
+    return bool(status["engine"]["ready"])
 
 
 # -- bodies of 0.6 -------------------------------------------------------------------------------

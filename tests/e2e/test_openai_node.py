@@ -19,7 +19,7 @@ INSTALLED = ROOT / ".node"
 FILES = ("package.json", "package-lock.json", "client.mjs")
 INSTALL = ("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts")
 INSTALL_S = 90
-RUN_S = 60
+RUN_S = 100
 
 Chunk = dict[str, Any]
 

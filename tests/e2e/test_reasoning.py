@@ -59,7 +59,7 @@ class Server:
     def wait_idle(self) -> None:
         end = time.monotonic() + READY_S
         while time.monotonic() < end:
-            status = httpx.get(f"{self.url}/api/status", timeout=30, trust_env=False).json()
+            status = httpx.get(f"{self.url}/api/status", timeout=60, trust_env=False).json()
             busy = (*status["engine"]["running"].values(), *status["engine"]["waiting"].values())
             if status["background"] == {"running": 0, "pending": 0} and not any(busy):
                 return
@@ -106,7 +106,7 @@ def _wait_ready(url: str) -> None:
     end = time.monotonic() + READY_S
     while time.monotonic() < end:
         with suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", timeout=30, trust_env=False).status_code == 200:
+            if httpx.get(f"{url}/readyz", timeout=60, trust_env=False).status_code == 200:
                 return
         time.sleep(0.05)
     raise AssertionError("the model was never ready")

@@ -36,6 +36,6 @@ def test_forgetting_removes_the_snapshots_too(tmp_path: Path) -> None:
         proxy.wait_idle()
     assert list(folder.glob("*/*.kv"))
     with serving(tmp_path, "--n-ctx", "1024") as proxy:
-        gone = httpx.delete(f"{proxy.url}/api/conversations", timeout=30, trust_env=False)
+        gone = httpx.delete(f"{proxy.url}/api/conversations", timeout=60, trust_env=False)
         assert gone.json()["deleted_messages"] == 2
         proxy.wait("forgotten", lambda status: not list(folder.glob("*/*.kv")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.context import Context, ContextMessage, Shape
+from proxy import trace
 from proxy.engines.base import (
     ContextOverflow,
     Delta,
@@ -125,7 +125,7 @@ def is_gone(pid: int) -> bool:
 
 
 def traced(load: Load) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(load.trace_path).read_text().splitlines()]
+    return trace.read(Path(load.trace_path))
 
 
 def long_text(n_words: int, word: str = "tower") -> str:
@@ -297,9 +297,11 @@ def test_more_requests_than_the_queue_holds_are_refused(load: Load) -> None:
 def test_who_waits_in_line_for_too_long_is_told_so_and_leaves_it(load: Load) -> None:
     async def main() -> None:
         one_place = replace_load(load, sequences=1)
-        async with running(one_place, queue_s=0.05) as engine:
+        async with running(one_place) as engine:
             async with engine.generate(ask(long_text(600))) as first:
                 await until(lambda: busy(engine))
+                # Only now: on a slow machine the first one may stand in line for longer.
+                engine._settings = replace(engine._settings, queue_s=0.05)
                 patient = ask("Hello", priority=Priority.BACKGROUND)
                 task = asyncio.create_task(answer(engine, patient))
                 with pytest.raises(QueueFull, match=r"waited for 0\.05 seconds"):
@@ -386,12 +388,12 @@ def test_the_batch_of_a_worse_class_ends_when_a_chat_comes(load: Load, worse: Pr
             await answer(engine, ask("Hello"))
             assert not task.done()
             _, end = await task
-        trace = traced(load)
-        came = next(i for i, t in enumerate(trace) if t["event"] == "request_queued" and i)
-        after = [t["requests"] for t in trace[came:] if t["event"] == "batch"]
+        events = traced(load)
+        came = next(i for i, t in enumerate(events) if t["event"] == "request_queued" and i)
+        after = [t["requests"] for t in events[came:] if t["event"] == "batch"]
         assert after[0] == [2], "no batch of the other came in between"
         # What was interrupted is evaluated again, and nothing else.
-        mine = [t["tokens"] for t in trace if t["event"] == "batch" and t["requests"] == [1]]
+        mine = [t["tokens"] for t in events if t["event"] == "batch" and t["requests"] == [1]]
         lost = sum(mine) - end.prompt_tokens - max(0, end.completion_tokens - 1)
         assert 0 <= lost <= max(mine)
 
@@ -440,15 +442,13 @@ def test_whoever_comes_while_the_process_starts_again_is_answered(load: Load) ->
 
 def test_a_process_that_is_stuck_is_started_again_and_who_waited_is_answered(load: Load) -> None:
     async def main() -> None:
-        async with running(replace_load(load, sequences=1), stuck_s=3.0) as engine:
+        async with running(replace_load(load, sequences=1), stuck_s=5.0) as engine:
             ran = asyncio.create_task(answer(engine, ask(long_text(600))))
             await until(lambda: busy(engine))
             waited = asyncio.create_task(answer(engine, ask("Hello")))
             await until(lambda: busy(engine, waiting=True))
             os.kill(engine.status()["pid"], signal.SIGSTOP)
-            with pytest.raises(
-                EngineCrashed, match=r"stuck \(it gave no sign of life for 3 seconds\)"
-            ):
+            with pytest.raises(EngineCrashed, match=r"stuck \(.+ 5 seconds\)"):
                 await ran
             _, end = await waited
             assert end.completion_tokens
@@ -477,8 +477,8 @@ def test_a_model_that_makes_no_step_is_stuck_though_its_process_lives(
     monkeypatch.setattr(module, "CHILD", ("-c", textwrap.dedent(script)))
 
     async def main() -> None:
-        async with running(load, stuck_s=3.0) as engine:
-            with pytest.raises(EngineCrashed, match="one step took longer than 3 seconds"):
+        async with running(load, stuck_s=5.0) as engine:
+            with pytest.raises(EngineCrashed, match="one step took longer than 5 seconds"):
                 await answer(engine, ask("Hello"))
             monkeypatch.undo()
             assert (await answer(engine, ask("Hello")))[1].completion_tokens
@@ -501,13 +501,25 @@ def test_a_process_that_never_loads_is_started_again(
     asyncio.run(main())
 
 
-def test_an_idle_engine_is_not_stuck_and_tells_its_memory(load: Load) -> None:
+def test_an_idle_engine_is_not_stuck_and_tells_its_memory(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulses: list[object] = []
+    pulse = module.Watch.pulse
+
+    def counted(watch: module.Watch, threads: Any) -> None:
+        pulses.append(threads)
+        pulse(watch, threads)
+
+    monkeypatch.setattr(module.Watch, "pulse", counted)
+
     async def main() -> None:
-        async with running(load, stuck_s=2.0) as engine:
+        async with running(load, stuck_s=4.0) as engine:
             await engine.model()
             pid = engine.status()["pid"]
             await until(lambda: engine.status()["memory_bytes"] > 50e6)
-            await asyncio.sleep(3.0)  # Longer than one that is stuck may take.
+            # One comes every second: for longer than one that is stuck may take.
+            await until(lambda: len(pulses) >= 6)
             assert engine.status()["pid"] == pid
 
     asyncio.run(main())

@@ -11,10 +11,11 @@ import pytest
 
 from proxy.engines.embedded import sampling
 from proxy.engines.embedded.llama import Llama
-from proxy.engines.embedded.protocol import Ended, Failed, Submit, Text
+from proxy.engines.embedded.protocol import Ended, Failed, Text
 from proxy.engines.embedded.request import Request
 from proxy.engines.embedded.sampling import Grammar
 from proxy.engines.embedded.schema import grammar_of
+from tests.engine.submits import greedy
 from tests.engine.test_scheduler import Rig, load, prompt_of
 
 pytestmark = pytest.mark.slow
@@ -46,26 +47,7 @@ def rig(llama: Llama) -> Iterator[Rig]:
 
 def ask(rig: Rig, prompt: list[int], schema: Any = None, *, after: str = "", **fields: Any) -> int:
     """Queues a request; `schema` holds the answer to it, from `after` on."""
-    usual: dict[str, Any] = dict(
-        id=len(rig.prompts) + 1,
-        owner="a",
-        priority=0,
-        messages=(),
-        continues=False,
-        max_tokens=8,
-        keep=True,
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        seed=7,
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        repeat_penalty=1.0,
-        logit_bias=(),
-        stop=(),
-    )
-    submit = Submit(**(usual | fields))
+    submit = greedy(len(rig.prompts) + 1, fields.pop("max_tokens", 8), **fields)
     grammar = None
     if schema is not None:
         grammar = Grammar(rig.llama, grammar_of(json.dumps(schema)), after=after)

@@ -38,13 +38,13 @@ from proxy.engines.embedded.protocol import (
     Ended,
     Failed,
     Load,
-    Submit,
     Taken,
     Text,
 )
 from proxy.engines.embedded.request import BACKGROUND, CHAT, CLASSES, SIDE, Request
 from proxy.engines.embedded.scheduler import Scheduler
 from proxy.engines.embedded.snapshots import Snapshots
+from tests.engine.submits import greedy
 
 pytestmark = pytest.mark.slow
 
@@ -205,35 +205,11 @@ class Rig:
         self,
         prompt: Sequence[int],
         max_tokens: int | None = 4,
-        *,
-        priority: int = CHAT,
-        owner: str = "a",
-        keep: bool = True,
-        stop: tuple[str, ...] = (),
-        logit_bias: tuple[tuple[int, float], ...] = (),
-        temperature: float = 0.0,
-        unread_most: int = 1000,
+        **fields: Any,
     ) -> int:
-        submit = Submit(
-            id=next(self._ids),
-            owner=owner,
-            priority=priority,
-            messages=(),
-            continues=False,
-            max_tokens=max_tokens,
-            keep=keep,
-            temperature=temperature,
-            top_p=1.0,
-            top_k=0,
-            min_p=0.0,
-            seed=7,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            repeat_penalty=1.0,
-            logit_bias=logit_bias,
-            stop=stop,
-            unread_most=unread_most,
-        )
+        """`fields` are those of `Submit`."""
+        unread = {"unread_most": 1000}
+        submit = greedy(next(self._ids), max_tokens, **(unread | fields))
         self.prompts[submit.id] = list(prompt)
         self.scheduler.add(Request(submit=submit, tokens=list(prompt), arrived_at=self.now()))
         return submit.id
@@ -928,7 +904,7 @@ def test_what_llama_cpp_keeps_of_an_aborted_batch_is_as_good_as_evaluated(
     started = time.monotonic()
     rig.run(prompt[:64], 0)
     wait_s = time.monotonic() - started
-    for _ in range(8):
+    for _ in range(40):
         rig = Rig(llama)
         id_ = rig.submit(prompt, 6)
         timer = threading.Timer(wait_s, llama.abort.set)

@@ -26,11 +26,12 @@ import numpy as np
 from proxy.engines.embedded import llama as door
 from proxy.engines.embedded import scheduler as scheduling
 from proxy.engines.embedded.llama import Llama
-from proxy.engines.embedded.protocol import Began, Ended, Failed, Load, Submit
+from proxy.engines.embedded.protocol import Began, Ended, Failed, Load
 from proxy.engines.embedded.request import BACKGROUND, CHAT, SIDE, Request
 from proxy.engines.embedded.scheduler import Scheduler
 from proxy.engines.embedded.snapshots import Snapshots
 from tests.engine import model_files
+from tests.engine.submits import greedy
 
 MOST_STEPS = 2000
 
@@ -247,25 +248,8 @@ class Warm:
         owner: str = "a",
         keep: bool = True,
     ) -> int:
-        submit = Submit(
-            id=next(self._ids),
-            owner=owner,
-            priority=priority,
-            messages=(),
-            continues=False,
-            max_tokens=max_tokens,
-            keep=keep,
-            temperature=0.0,
-            top_p=1.0,
-            top_k=0,
-            min_p=0.0,
-            seed=7,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            repeat_penalty=1.0,
-            logit_bias=(),
-            stop=(),
-        )
+        fields = dict(priority=priority, owner=owner, keep=keep)
+        submit = greedy(next(self._ids), max_tokens, **fields)
         self.prompts[submit.id] = list(prompt)
         arrived = float(next(self._clock))
         self.scheduler.add(Request(submit=submit, tokens=list(prompt), arrived_at=arrived))

@@ -21,7 +21,7 @@ from proxy.config import Config
 from proxy.tuning.simulation import SimulatedEngine
 
 HTML = {"accept": "text/html,application/xhtml+xml"}
-START_S = 20.0
+START_S = 60.0
 TEXTS = [
     f"Message {i}: the ferry to harbour {i} leaves at {8 + i % 12}:00 from pier {i}, my grey cat "
     f"Miso comes along, and we take {i + 2} sandwiches for the long way over to the islands."
@@ -72,7 +72,8 @@ class Served:
     def ask(self, messages: Sequence[dict[str, str]], *, key: str = "", **body: Any) -> str:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         sent = {"messages": list(messages), **body}
-        response = httpx.post(f"{self.url}/v1/chat/completions", json=sent, headers=headers)
+        url = f"{self.url}/v1/chat/completions"
+        response = httpx.post(url, json=sent, headers=headers, timeout=60, trust_env=False)
         assert response.status_code == 200, response.text
         text: str = response.json()["choices"][0]["message"]["content"]
         return text
@@ -119,7 +120,7 @@ def served(
     assert server.started, "the server did not start"
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        with httpx.Client(trust_env=False, timeout=20) as client:
+        with httpx.Client(trust_env=False, timeout=60) as client:
             yield Served(f"http://127.0.0.1:{port}", app, engine, client)
     finally:
         server.should_exit = True

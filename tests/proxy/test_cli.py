@@ -23,7 +23,7 @@ def chatfold(
     clean |= {"PYTHONPATH": str(ROOT), **(environ or {})}
     command = [sys.executable, "-m", "proxy", *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=100, check=False
     )
 
 
@@ -162,9 +162,9 @@ def test_a_signal_ends_running_streams_and_the_process_cleanly(number: int) -> N
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline()))
-        with socket.create_connection(address, timeout=30) as client:
+        with socket.create_connection(address, timeout=60) as client:
             client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
             assert client.recv(100)
             process.send_signal(number)
             assert process.stdout.readline() == "stopped\n"
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0

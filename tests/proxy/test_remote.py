@@ -45,6 +45,7 @@ from proxy.engines.base import (
 )
 from proxy.engines.remote import RemoteEngine
 from proxy.engines.remote_server import model_name, window
+from proxy.engines.remote_settings import RemoteSettings
 from proxy.engines.remote_stream import BadStream, Frames, piece
 from proxy.engines.remote_turns import Turns
 from proxy.engines.remote_wire import upstream
@@ -85,6 +86,12 @@ async def engine_for(server: Upstream, **options: Any) -> AsyncIterator[RemoteEn
 async def serving(server: Upstream, **options: Any) -> AsyncIterator[RemoteEngine]:
     async with server.serving(), engine_for(server, **options) as engine:
         yield engine
+
+
+def be_patient(engine: RemoteEngine) -> None:
+    """From now on nobody is given up, however slow the machine is."""
+    longest = RemoteSettings(engine._settings.upstream)
+    engine._settings = engine._the_session._settings = longest
 
 
 async def until_ready(engine: RemoteEngine) -> None:
@@ -393,6 +400,7 @@ async def test_a_server_that_falls_silent_is_given_up_and_the_next_request_is_se
     async with serving(server, timeouts=TimeoutsConfig(**timeouts)) as engine:
         with pytest.raises(EngineUnavailable, match="too long"):
             await ask(engine)
+        be_patient(engine)
         assert text(await ask(engine)) == "Hello"
         await server.noted("gone")
 
@@ -415,6 +423,7 @@ async def test_a_server_that_comes_later_is_found() -> None:
         assert engine.info is None
         async with server.serving():
             await until_ready(engine)
+            be_patient(engine)
             assert text(await ask(engine)) == "Hello"
     finally:
         await engine.stop()

@@ -113,7 +113,7 @@ async def test_a_client_sees_an_error_frame_and_no_done_where_the_stream_was_cut
     async with (
         server.serving(),
         proxy_before(server, tmp_path) as (url, _),
-        httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client,
     ):
         for at in range(0, len(STREAM), 23):
             server.chat = cut("clean", at)
@@ -138,12 +138,13 @@ async def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(
         await exchange.chunk(b"")
 
     chance = random.Random(5)
+    patience_s = 0.15
     server = Upstream(chat=slow)
 
     async def leave(client: httpx.AsyncClient, number: int) -> None:
         body = BODY | {"stream": number % 3 > 0, "user": f"user {number % 50}"}
         try:
-            async with asyncio.timeout(0.15 * chance.random()):
+            async with asyncio.timeout(patience_s * chance.random()):
                 await client.post("/v1/chat/completions", json=body)
         except TimeoutError:
             pass
@@ -151,11 +152,15 @@ async def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind(
     async with server.serving(), proxy_before(server, tmp_path) as (url, engine):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         async with httpx.AsyncClient(
-            base_url=url, timeout=20, trust_env=False, limits=limits
+            base_url=url, timeout=60, trust_env=False, limits=limits
         ) as client:
             for start in range(0, 1000, 50):
+                before = len(server.seen)
                 await asyncio.gather(*(leave(client, n) for n in range(start, start + 50)))
-            assert len(server.seen) > 50  # the others left before their request was passed on
+                # On a slow machine nearly all leave before their request is passed on.
+                if len(server.seen) - before < 10:
+                    patience_s *= 2
+            assert len(server.seen) > 50
             server.chat = hello
             answers = [await client.post("/v1/chat/completions", json=BODY) for _ in range(10)]
             status = await until_quiet(client)
@@ -198,14 +203,14 @@ async def test_a_client_that_leaves_closes_the_connection_to_the_server_on_every
         for stream in (True, False):
             for stage in STAGES:
                 body = {"messages": [{"role": "user", "content": stage}], "stream": stream}
-                async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+                async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
                     task = asyncio.create_task(client.post("/v1/chat/completions", json=body))
                     await server.noted(f"waiting {stage}")
                     task.cancel()
                     await asyncio.wait([task])
                 await server.noted(f"gone {stage}")
                 server.log.clear()
-        async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
             await until_quiet(client)
         assert engine._http.n_open == 0
 
@@ -220,7 +225,7 @@ async def test_an_error_of_the_server_is_one_sentence_that_the_client_shows_at_o
     async with (
         server.serving(),
         proxy_before(server, tmp_path) as (url, _),
-        httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client,
     ):
         plain = await client.post("/v1/chat/completions", json=BODY | {"stream": False})
         streamed = await client.post("/v1/chat/completions", json=BODY)

@@ -41,7 +41,7 @@ class Source:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 10))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 async def everything(joins: Joins[int], source: Source, key: str = "a") -> list[int]:

@@ -14,7 +14,7 @@ from proxy.config import RetentionConfig, load
 from proxy.doctor import DATABASE, examine
 from proxy.upkeep import DAY_S, Upkeep
 
-BOUND_S = 20.0
+BOUND_S = 60.0
 
 
 async def store_with(path: Path, texts: list[str], *, clock_s: list[float]) -> Store:

@@ -47,7 +47,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def tune(
-    *arguments: str | Path, cwd: Path, status: int = 0, timeout_s: float = 60
+    *arguments: str | Path, cwd: Path, status: int = 0, timeout_s: float = 100
 ) -> subprocess.CompletedProcess[str]:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("CHATFOLD_")}
     environ |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cwd / "cache")}
@@ -132,7 +132,7 @@ def test_a_suggestion_is_explained_and_applied_as_a_file_of_its_own(
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert "ok     policy: s" in served.stdout
@@ -197,7 +197,7 @@ def test_ctrl_c_ends_it_quietly_and_leaves_nothing(tmp_path: Path) -> None:
     try:
         begun = wait_for(lambda: list(tmp_path.glob("chatfold-tune-*")))
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=100)
     finally:
         running.kill()
     assert begun
@@ -205,7 +205,7 @@ def test_ctrl_c_ends_it_quietly_and_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["long.json"]
 
 
-def wait_for(condition: Callable[[], Any], *, limit_s: float = 30) -> Any:
+def wait_for(condition: Callable[[], Any], *, limit_s: float = 60) -> Any:
     deadline = time.monotonic() + limit_s
     while not (found := condition()) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -18,7 +18,7 @@ def test_with_the_model_and_on_from_where_it_stopped(tmp_path: Path) -> None:
     path.write_text(json.dumps(chat(8)))
     flags = (path, "--window", WINDOW, "--policy", "small-window", "--json", "--no-page")
     real = (*flags, "--real", "--state", state)
-    whole = rows(tune(*real, cwd=tmp_path, timeout_s=110))["small-window"]
+    whole = rows(tune(*real, cwd=tmp_path, timeout_s=250))["small-window"]
     (lines,) = state.glob("*.jsonl")
     assert not lines.with_suffix("").exists(), "the chat's text is not left behind"
     planned = rows(tune(*flags, cwd=tmp_path))["small-window"]

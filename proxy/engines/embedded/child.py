@@ -117,8 +117,8 @@ class EngineTrace:
         self._trace = trace
 
     def request(self, event: str, request: Request) -> None:
-        cls = CLASSES[request.priority]
-        self._trace(event, request=request.id, cls=cls, prompt=request.n_prompt)
+        cls, most = CLASSES[request.priority], request.submit.max_tokens
+        self._trace(event, request=request.id, cls=cls, prompt=request.n_prompt, most=most)
 
     def batch(self, requests: Sequence[Request], *, n_tokens: int) -> None:
         ids, cls = [r.id for r in requests], CLASSES[requests[0].priority]
