@@ -243,6 +243,11 @@ async def embeddings(request: Request) -> Response:
     check_key(request)
     state = request.app.state
     wanted = parse_embeddings(await read_body(request, state.config.max_body_bytes))
-    work = state.engine.embed(wanted.inputs)
-    found = await run_until_disconnect(request.receive, work)
+    arrived = time.monotonic()
+    try:
+        found = await run_until_disconnect(request.receive, state.engine.embed(wanted.inputs))
+    except EngineError as exc:
+        state.metrics.error(type(exc).__name__)
+        raise
+    state.metrics.embedded(time.monotonic() - arrived, prompt=found.prompt_tokens)
     return json_response(embeddings_object(wanted, found))

@@ -218,6 +218,9 @@ class TimeoutsConfig:
     )
     between_tokens_s: float = _key(60.0, "From one token of an answer to the next.", low=0.1)
     queue_s: float = _key(300.0, "In the queue, before a request is refused.", low=0.1)
+    embeddings_s: float = _key(
+        300.0, "For the vectors of one request for embeddings: they wait for every chat.", low=0.1
+    )
     drain_s: float = _key(10.0, "For running answers to end when the proxy is told to stop.", low=0)
     reader_s: float = _key(
         120.0,

@@ -12,6 +12,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 CHAT = "chat"
 SIDE = "side"
 BACKGROUND = "background"
+EMBEDDINGS = "embeddings"
 """The classes of work that tokens are counted for."""
 
 WAIT_BUCKETS_S = (
@@ -65,6 +66,9 @@ class Metrics:
         self._first_token = self._histogram(
             "first_token_seconds", "From a chat request's arrival to its first token."
         )
+        self._embeddings = self._histogram(
+            "embeddings_seconds", "From the arrival of a request for embeddings to its vectors."
+        )
         self._queue = self._histogram(
             "queue_seconds", "Time that chat requests waited in the queue."
         )
@@ -74,7 +78,7 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
 
     def tokens(self, work: str, *, prompt: int, cached: int, generated: int) -> None:
-        """`work` is CHAT, SIDE or BACKGROUND; `cached` of the `prompt` tokens cost nothing."""
+        """`work` is one of the four above; `cached` of the `prompt` tokens cost nothing."""
         self._evaluated.labels(work).inc(max(0, prompt - cached))
         self._cached.labels(work).inc(cached)
         self._generated.labels(work).inc(generated)
@@ -96,6 +100,10 @@ class Metrics:
 
     def first_token(self, seconds: float) -> None:
         self._first_token.observe(seconds)
+
+    def embedded(self, seconds: float, *, prompt: int) -> None:
+        self._embeddings.observe(seconds)
+        self.tokens(EMBEDDINGS, prompt=prompt, cached=0, generated=0)
 
     def queued(self, seconds: float) -> None:
         self._queue.observe(seconds)

@@ -108,3 +108,7 @@ def test_embeddings_by_a_model_made_for_them(tmp_path: Path) -> None:
         answer = proxy.post("/v1/embeddings", asked).json()
         packed = base64.b64decode(answer["data"][0]["embedding"])
         assert list(struct.unpack(f"<{EMBD}f", packed)) == one
+        told = proxy.get("/metrics").text
+        assert "chatfold_embeddings_seconds_count 3.0" in told
+        assert 'chatfold_tokens_evaluated_total{work="embeddings"} 16.0' in told
+        assert 'chatfold_errors_total{kind="RequestRefused"}' in told

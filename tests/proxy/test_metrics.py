@@ -17,6 +17,7 @@ def test_everything_counted_is_rendered() -> None:
     metrics.request("/v1/chat/completions", 200)
     metrics.tokens(CHAT, prompt=100, cached=90, generated=5)
     metrics.tokens(BACKGROUND, prompt=10, cached=0, generated=1)
+    metrics.embedded(0.5, prompt=7)
     metrics.summary("model")
     metrics.error("QueueFull")
     metrics.memory_degraded()
@@ -28,6 +29,8 @@ def test_everything_counted_is_rendered() -> None:
     assert found["chatfold_tokens_evaluated_total", "chat"] == 10
     assert found["chatfold_tokens_cached_total", "chat"] == 90
     assert found["chatfold_tokens_generated_total", "background"] == 1
+    assert found["chatfold_tokens_evaluated_total", "embeddings"] == 7
+    assert found["chatfold_embeddings_seconds_sum",] == 0.5
     assert found["chatfold_summaries_total", "model"] == 1
     assert found["chatfold_errors_total", "QueueFull"] == 1
     assert found["chatfold_memory_degraded_total",] == 1

@@ -172,6 +172,7 @@ class EmbeddedEngine:
         rest = _named(config.engine, own) | {
             "queue_limit": config.queue_limit,
             "queue_s": config.timeouts.queue_s,
+            "embeddings_s": config.timeouts.embeddings_s,
             "reader_s": config.timeouts.reader_s,
         }
         return cls(EmbeddedSettings(load, **rest))
