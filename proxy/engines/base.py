@@ -204,7 +204,7 @@ Event = Started | Delta | Finished
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """Vectors of length 1 as little-endian float32, one an input."""
+    """Vectors as little-endian float32, one an input; of length 1 where the model runs here."""
 
     vectors: tuple[bytes, ...]
     prompt_tokens: int

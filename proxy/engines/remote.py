@@ -22,6 +22,7 @@ import anyio
 
 from memory.ports import Budget
 from proxy.config import Config
+from proxy.engines import remote_embeddings
 from proxy.engines.base import (
     ContextOverflow,
     Embeddings,
@@ -31,13 +32,13 @@ from proxy.engines.base import (
     Generate,
     ModelInfo,
     Priority,
-    RequestRefused,
 )
 from proxy.engines.hermes import told
 from proxy.engines.remote_call import Call
 from proxy.engines.remote_count import Counter
+from proxy.engines.remote_errors import failure
 from proxy.engines.remote_http import Http
-from proxy.engines.remote_limits import refuse_what_is_missing
+from proxy.engines.remote_limits import refuse_embeddings, refuse_what_is_missing
 from proxy.engines.remote_next import NextChat
 from proxy.engines.remote_probe import Found, Probe
 from proxy.engines.remote_server import Kind, Server
@@ -153,7 +154,22 @@ class RemoteEngine:
         return await self._count_in_turn(session, texts)
 
     async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
-        raise RequestRefused("Embeddings are not passed on to the upstream server.")
+        """By a server that is none of llama.cpp's: those would give up a chat's place for it."""
+        await self.model()
+        session, upstream = self._the_session, self._settings.upstream
+        refuse_embeddings(session.server.kind, forwards_key=self._settings.forwards_key)
+        body = remote_embeddings.body(session.server.name, inputs)
+        try:
+            async with (
+                asyncio.timeout(self._settings.embeddings_s),
+                self._http.exchange("POST", upstream.embeddings, body) as answer,
+            ):
+                received = await answer.body()
+        except TimeoutError as exc:
+            raise EngineUnavailable("The upstream server found no time for embeddings.") from exc
+        if answer.status != 200:
+            raise failure(answer.status, received)
+        return remote_embeddings.embeddings(received, n_inputs=len(inputs))
 
     async def count_tools(self, tools: str) -> int:
         (n_tokens,) = await self.count([told(tools) + "\n\n"])

@@ -6,6 +6,15 @@ from proxy.engines.base import CallFormat, Generate, RequestRefused
 from proxy.engines.remote_server import Kind
 
 
+def refuse_embeddings(kind: Kind, *, forwards_key: bool) -> None:
+    """Raises RequestRefused."""
+    if kind is not Kind.OTHER:
+        raise RequestRefused("Embeddings are not passed on to servers of llama.cpp.", param="model")
+    if forwards_key:
+        sentence = "Embeddings are not passed on where each client sends a key of its own."
+        raise RequestRefused(sentence, param="model")
+
+
 def refuse_what_is_missing(request: Generate, kind: Kind | None) -> None:
     """Raises RequestRefused: an answer that silently lacks what was asked would be a wrong one."""
     if request.n > 1:

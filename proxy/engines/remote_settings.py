@@ -22,6 +22,7 @@ class RemoteSettings:
     first_token_s: float = 600.0
     between_tokens_s: float = 60.0
     queue_s: float = 300.0
+    embeddings_s: float = 300.0
     recheck_s: float = 30.0
     model: str = ""
     parallel: int = 0
@@ -41,6 +42,7 @@ def from_config(config: Config) -> RemoteSettings:
         first_token_s=waits.first_token_s,
         between_tokens_s=waits.between_tokens_s,
         queue_s=waits.queue_s,
+        embeddings_s=waits.embeddings_s,
         recheck_s=remote.recheck_s,
         model=remote.model,
         parallel=remote.parallel,

@@ -39,6 +39,10 @@ class Upstream:
         return self.base + CHAT_PATH
 
     @property
+    def embeddings(self) -> str:
+        return self.base + "/embeddings"
+
+    @property
     def models(self) -> str:
         return self.base + "/models"
 
