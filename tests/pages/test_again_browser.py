@@ -11,7 +11,7 @@ from served import TEXTS, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
-OTHER = "They spoke of ferries to the islands and of Miso, who is a grey cat."
+OTHER = "They spoke of ferries and of a grey cat, Miso."
 
 
 def test_another_policy_is_tried_watched_compared_and_put_in_place(
