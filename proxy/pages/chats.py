@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class Chat:
 
     def turn_at(self, depth: int) -> Turn:
         """The turn that the message of this depth lies in."""
-        return next(t for t in reversed(self.turns) if t.first <= depth)
+        return self.turns[bisect_right(self.turns, depth, key=lambda turn: turn.first) - 1]
 
     def summary(self, id_: int) -> Summary | None:
         return next((s for s in self.summaries if s.id == id_), None)

@@ -175,7 +175,7 @@ async def branches(request: Request, who: Visitor) -> Response:
     at = min(number(request, "page"), pages)
     shown = found[BRANCHES * (at - 1) : BRANCHES * at]
     nodes = await request.app.state.store.nodes(who.owner, [b.begins_with for b in shown])
-    begins = {node.digest: node.text[:200] for node in nodes}
+    begins = {node.digest: node for node in nodes}
     values = _chat_values(who, chat, "branches") | {"page": at, "pages": pages}
     return show(request, "branches.html", branches=shown, begins=begins, **values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proxy.pages.words import LANGUAGES, language_of, teller
+from proxy.pages.words import ENGLISH, LANGUAGES, WORDS, language_of, teller
 
 FOLDER = Path(__file__).parent
 LANGUAGE_COOKIE = "chatfold_language"
@@ -54,6 +55,7 @@ class Templates:
             lstrip_blocks=True,
         )
         self._environment.filters["when"] = when
+        self._environment.filters["check_word"] = check_word
         self._environment.filters["thousands"] = lambda n: f"{n:,}"
 
     def page(
@@ -105,6 +107,12 @@ def _here(request: Request) -> str:
 def when(seconds: float) -> str:
     """A moment in this machine's own time."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "-"
+
+
+def check_word(name: str, tell: Callable[..., str]) -> str:
+    """A failed check in the reader's language; its own name where another version stored it."""
+    word = f"check_{name}"
+    return tell(word) if word in WORDS[ENGLISH] else name
 
 
 def static_file(name: str) -> Response | None:

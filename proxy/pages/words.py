@@ -51,6 +51,11 @@ _WORDS = {
     "n_summaries": ("{n} summaries", "要約 {n} 件"),
     "n_tokens": ("{n} tokens", "{n} トークン"),
     "n_conversations": ("{n} conversations", "会話 {n} 件"),
+    "n_messages_1": ("1 message", "メッセージ 1 件"),
+    "n_turns_1": ("1 turn", "1 ターン"),
+    "n_summaries_1": ("1 summary", "要約 1 件"),
+    "n_tokens_1": ("1 token", "1 トークン"),
+    "n_conversations_1": ("1 conversation", "会話 1 件"),
     "n_ends": ("branches: {n}", "枝 {n} 本"),
     "not_counted": ("not counted yet", "未計測"),
     "last_said": ("last said {when}", "最終発言 {when}"),
@@ -64,6 +69,13 @@ _WORDS = {
     "export": ("Export", "書き出し"),
     "forget": ("Forget", "削除"),
     "timeline": ("Timeline", "時系列"),
+    "goes_in": (
+        "What goes to the model: {summaries} of {turns}, then turns {first} to {last} word for word.",
+        "モデルに渡る内容: {turns}分の{summaries}、続いてターン {first}〜{last} の原文。",
+    ),
+    "most": ("most: {value}", "最大: {value}"),
+    "seconds": ("{n} s", "{n} 秒"),
+    "all_turns": ("All turns", "すべてのターン"),
     "timeline_hint": (
         "Each bar is a turn, as high as it has tokens. A box above stands for the turns below it.",
         "棒が 1 ターン、高さがトークン数です。上の箱は下にあるターンを要約したものです。",
@@ -90,6 +102,17 @@ _WORDS = {
     "made_edited": ("corrected by hand", "手で修正"),
     "checks_passed": ("all checks passed", "検査はすべて合格"),
     "checks_failed": ("the model's own text failed: {names}", "モデルの文が不合格: {names}"),
+    "check_empty": ("nothing came", "空"),
+    "check_too_long": ("too long", "長すぎる"),
+    "check_refusal": ("it refused", "拒否"),
+    "check_tool_call": ("it called a tool", "ツール呼び出し"),
+    "check_markup": ("markup", "マークアップ"),
+    "check_repetition": ("it repeats itself", "繰り返し"),
+    "check_echo": ("it only says again what was said", "発言のなぞり"),
+    "check_wrong_language": ("another language", "別の言語"),
+    "check_invented_number": ("a number nobody said", "元にない数"),
+    "check_invented_name": ("a name nobody said", "元にない名前"),
+    "check_off_topic": ("off the subject", "話題外"),
     "took": ("took {s} s", "所要 {s} 秒"),
     "model": ("model", "モデル"),
     "policy": ("policy", "方針"),
@@ -128,6 +151,7 @@ _WORDS = {
         "model would see on it.",
         "編集や再生成で枝が分かれます。枝を選ぶと、そのターンとモデルに見える内容を表示します。",
     ),
+    "messages_span": ("messages #{first} to #{last}", "メッセージ #{first}〜#{last}"),
     "this_branch": ("shown now", "表示中"),
     "as_markdown": ("Markdown", "Markdown"),
     "as_openai": ("OpenAI messages (JSON)", "OpenAI メッセージ (JSON)"),
@@ -148,6 +172,8 @@ _WORDS = {
     "forget_yes": ("Yes, forget it", "はい、削除します"),
     "cancel": ("Keep it", "残します"),
     "forgotten": ("Forgotten: {n} messages.", "{n} 件のメッセージを削除しました。"),
+    "forgotten_1": ("Forgotten: 1 message.", "メッセージを 1 件削除しました。"),
+    "forget_conversation": ("Forget this conversation", "この会話を削除"),
     "forget_message": ("Forget this message", "このメッセージを削除"),
     "forget_message_title": ("Forget this message?", "このメッセージを削除しますか"),
     "forget_message_hint": (
@@ -361,6 +387,7 @@ _WORDS = {
     "generated": ("generated", "生成"),
     "first_token": ("time to first token", "最初のトークンまで"),
     "seen_at": ("What the model saw at turn {n}", "ターン {n} でモデルに見えた内容"),
+    "seen_link": ("What the model saw", "モデルに見えた内容"),
     "seen_exact": (
         "Built again from what is stored, and equal to what was sent, to the last character.",
         "保存内容から組み立て直し、実際に送った内容と一字一句一致しました。",
@@ -375,6 +402,9 @@ _WORDS = {
         "このターンの組み立ては記録されていません。",
     ),
     "piece_new": ("new", "追加"),
+    "n_new": ("{n} new", "追加 {n}"),
+    "n_gone": ("{n} gone", "削除 {n}"),
+    "to_change": ("Show the first one", "最初の変化へ"),
     "piece_gone": ("gone", "削除"),
     "against_before": ("What changed against the turn before", "前のターンからの変化"),
 }
@@ -401,11 +431,13 @@ def language_of(*, chosen: str, accepted: str) -> str:
 
 
 def teller(language: str) -> Callable[..., str]:
-    """`t(name, n=3)`: the words with the values in their places, numbers grouped in thousands."""
+    """`t(name, n=3)`: the words with the values in their places, numbers grouped in thousands. One
+    of a thing has words of its own where there is a `name_1`."""
     words = WORDS[language]
 
     def tell(word: str, /, **values: Any) -> str:
         shown = {k: f"{v:,}" if isinstance(v, int) else v for k, v in values.items()}
-        return words[word].format(**shown)
+        one = words.get(f"{word}_1") if values.get("n") == 1 else None
+        return (one or words[word]).format(**shown)
 
     return tell

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from memory.checks import CHECKS
 from proxy.errors import ApiError
 from proxy.headers import owner_of
 from proxy.pages.access import (
@@ -18,7 +19,8 @@ from proxy.pages.access import (
     require_own_act,
     visitor_of,
 )
-from proxy.pages.words import ENGLISH, JAPANESE, WORDS, language_of
+from proxy.pages.render import check_word
+from proxy.pages.words import ENGLISH, JAPANESE, WORDS, language_of, teller
 
 HERE = {"host": "127.0.0.1:8080"}
 
@@ -166,3 +168,11 @@ def test_every_word_is_there_in_every_language_with_the_same_places() -> None:
     assert english.keys() == japanese.keys()
     for name in english:
         assert places(english[name]) == places(japanese[name]), name
+
+
+def test_every_check_and_a_single_thing_have_words() -> None:
+    tell = teller(ENGLISH)
+    for name in ("empty", *CHECKS):
+        assert check_word(name, tell) == WORDS[ENGLISH][f"check_{name}"]
+    assert check_word("of_another_version", tell) == "of_another_version"
+    assert (tell("n_turns", n=1), tell("n_turns", n=1000)) == ("1 turn", "1,000 turns")

@@ -5,14 +5,17 @@ a reason, where Playwright, Chromium or axe-core is missing.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import long_history
 import pytest
 from browsing import first_chat, look, opened
 from long_chat import AGAIN_AT, EDITED_AT, KEY, TEXTS, TURNS, USER, LongChat, opened_copy
+from served import served
 
 from proxy.headers import owner_of
 from tests.e2e.serving import Proxy
@@ -53,7 +56,7 @@ def test_every_page_at_every_width_in_both_lights_and_languages(
     paths = ["/", "/?q=baker", "/?q=zebra", "/inspect/live", "/inspect/import", "/inspect/forget"]
     paths += [base, f"{base}/turns", f"{base}/summaries", summary, f"{base}/branches"]
     paths += [f"{base}/context", f"{base}/seen/{TURNS - 3}", f"{base}/forget", message]
-    paths += ["/inspect/owners", "/inspect/c/nothing"]
+    paths += ["/inspect/owners", "/inspect/c/nothing", f"{base}/again"]
     found: list[str] = []
     for path in paths:
         page.goto(proxy.url + path)
@@ -227,3 +230,32 @@ def test_owners_are_chosen_on_the_machine_itself(browser: Any, proxy: Proxy) -> 
     page.wait_for_url(proxy.url + "/")
     assert page.locator(".list .line").all_inner_texts() == ["Anna likes apricots."]
     page.context.close()
+
+
+def test_two_thousand_turns_scroll_and_fit(browser: Any, axe: str, tmp_path: Path) -> None:
+    with served(tmp_path / "data", window_tokens=900) as house:
+        long_history.put(house, 2000, name="long")
+        page = opened(browser, 390, "light", "en")
+        for path in ("", "/turns", "/summaries"):
+            page.goto(f"{house.url}/inspect/c/long{path}")
+            assert page.evaluate("document.documentElement.scrollHeight") > 3000
+            page.mouse.move(200, 400)
+            page.mouse.wheel(0, 1_000_000)
+            page.locator("main > :last-child").scroll_into_view_if_needed()
+            at_end = "scrollY + innerHeight >= document.documentElement.scrollHeight - 100"
+            wait(page, at_end)
+            assert look(page, axe) == []
+        page.goto(f"{house.url}/inspect/c/long")
+        page.locator("svg .bar").first.click()
+        page.wait_for_url("**#turn1")
+        assert "Message 0 of" in page.locator(":target").inner_text()
+        assert page.troubles == []
+        page.context.close()
+
+
+def wait(page: Any, condition: str) -> None:
+    """Until it holds. The pages' policy forbids the way in which Playwright itself would wait."""
+    end = time.monotonic() + 60
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)

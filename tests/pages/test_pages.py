@@ -12,8 +12,6 @@ import httpx
 import pytest
 from served import HTML, Served, served
 
-from memory.records import Node
-from memory.transcript import ASSISTANT, ROOT, USER, Message, extend
 from proxy.headers import owner_of
 
 TABS = ("", "/turns", "/summaries", "/branches", "/context")
@@ -340,29 +338,6 @@ def test_a_file_that_is_no_export_is_refused_in_one_sentence(fresh: Served, body
     response = take(fresh, body)
     assert response.status_code == 400
     assert "no conversations yet" in fresh.page("/").text
-
-
-# -- size ------------------------------------------------------------------------------------------
-
-
-def test_two_thousand_turns_are_paged_and_read_little(fresh: Served) -> None:
-    """Every page of it stays small, whatever the chat's length."""
-    nodes, parent = [], ROOT
-    for depth in range(4000):
-        role = ASSISTANT if depth % 2 else USER
-        text = f"Message {depth} of a chat that is long, " + "with some more words " * 12
-        digest = extend(parent, Message(role, text))
-        nodes.append(Node(digest, parent, depth, role, text, 60, "words", created_at=1.0 + depth))
-        parent = digest
-    owner = owner_of({})
-    fresh.run(fresh.app.state.store.append(owner, nodes, conversation="long"))
-    for path in ("", "/turns", "/turns?page=80", "/turns?depth=1", "/branches", "/context"):
-        response = fresh.page(f"/inspect/c/long{path}")
-        assert response.status_code == 200
-        assert len(response.content) < 300_000, (path, len(response.content))
-        assert response.elapsed.total_seconds() < 10  # a sign of life, not a measure
-    assert "Message 3999 " in fresh.page("/inspect/c/long/turns").text
-    assert "Message 1 of" in fresh.page("/inspect/c/long/turns?depth=1").text
 
 
 def test_live_state_comes_as_events(open_house: Served) -> None:
