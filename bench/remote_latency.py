@@ -1,8 +1,10 @@
 """What chatfold adds before a server that answers at once: `python -m bench.remote_latency`.
 
 Requests go by turns straight to the stub and through chatfold, which runs in a process of its own,
-for the many streams on one core; the difference is what is added. A chat grows by a turn with each
-request, as chats do: its history is known. The first request of all, when it is not, is told apart.
+for the many streams on one core; the difference is what is added. The history in a request is
+known, but for its last turn, as in every chat that goes on: each request of 10 messages goes on a
+chat of its own, the long chat grows by a turn with each. A first request, with a history that is
+not known, is told apart.
 """
 
 from __future__ import annotations
@@ -81,8 +83,8 @@ def _measure(options: argparse.Namespace, directory: Path) -> int:
         Stub(directory, window_tokens=options.window_tokens) as stub,
         Chatfold(directory / "fold", upstream=stub.url) as chatfold,
     ):
-        small = _requests(stub, chatfold, SMALL, options.requests)
-        large = _requests(stub, chatfold, LARGE, options.requests)
+        small = _short_chats(stub, chatfold, options.requests)
+        large = _long_chat(stub, chatfold, options.requests)
         frames = _frames(stub, chatfold, options.requests // 5)
         one_core(chatfold)
         direct = asyncio.run(_many(stub.url, options.streams, options.stream_s))
@@ -141,9 +143,25 @@ def _checks(
 # -- one request at a time -----------------------------------------------------------------------
 
 
-def _requests(stub: Stub, chatfold: Chatfold, n_messages: int, n: int) -> Times:
-    """Milliseconds from sending to the first piece of text."""
-    history = _history(n_messages)
+def _short_chats(stub: Stub, chatfold: Chatfold, n: int) -> Times:
+    """Milliseconds from sending SMALL messages to the first piece of text."""
+    direct, through, first = [], [], []
+    for i in range(n):
+        system = _message("system", f"You are assistant number {i}.")
+        history = [system, *_history(SMALL - 3)]
+        took, answer = _until_text(chatfold.client, history)
+        first.append(took)
+        chatfold.wait_until_idle()
+        history += [_message("assistant", answer), _message("user", "And then?")]
+        direct.append(_until_text(stub.client, history)[0])
+        through.append(_until_text(chatfold.client, history)[0])
+        chatfold.wait_until_idle()
+    return Times(direct, through, median(first))
+
+
+def _long_chat(stub: Stub, chatfold: Chatfold, n: int) -> Times:
+    """The same for LARGE messages and, by and by, 2 n more."""
+    history = _history(LARGE - 1)
     direct, through = [], []
     first, answer = _until_text(chatfold.client, history)
     chatfold.wait_until_idle()
@@ -158,8 +176,9 @@ def _requests(stub: Stub, chatfold: Chatfold, n_messages: int, n: int) -> Times:
 
 
 def _history(n: int) -> Messages:
+    """Of the user and the assistant in turn."""
     roles = ("user", "assistant")
-    return [_message(roles[i % 2], _text(i)) for i in range(n - 1)]
+    return [_message(roles[i % 2], _text(i)) for i in range(n)]
 
 
 def _text(i: int) -> str:
@@ -191,7 +210,7 @@ def _until_text(client: httpx.Client, messages: Messages) -> tuple[float, str]:
 
 def _frames(stub: Stub, chatfold: Chatfold, n: int) -> Times:
     """Milliseconds from the server's writing a frame to its arrival."""
-    history = _history(SMALL)
+    history = _history(SMALL - 2)
     direct: list[float] = []
     through: list[float] = []
     for i in range(n):
