@@ -48,7 +48,8 @@ bench-remote: $(DEV) $(BENCH) ## chatfold before other servers: what it adds, 60
 bench-memory: $(DEV) ## what memory promises, in figures, without a model: tables, JSON
 	$(BIN)/python -m bench.memory $(ARGS)
 
-bench-librechat: $(DEV) ## what LibreChat's clients get: URLs, titles, sliding windows, Stop; JSON
+bench-librechat: $(DEV) ## what LibreChat's clients get: URLs, titles, sliding windows, Stop, 40 turns of its own; JSON
+	@$(BIN)/python scripts/install_node.py
 	$(BIN)/python -m bench.librechat $(ARGS)
 
 bench-tuning: $(DEV) ## is what chatfold tune foretells what happens? and all presets on LoCoMo

@@ -1,7 +1,8 @@
 """What LibreChat's clients get: `make bench-librechat`; exits 1 if a bound is missed.
 
 Every form of the URL; titles before, during and after the answer; chats whose window slides, as
-versions 0.6 and 0.8 send them; what the model does after the last word; Stop.
+versions 0.6, 0.7 and 0.8 send them; what the model does after the last word; Stop; and 40 turns of
+LibreChat's own current client with everything a user does, in four settings.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from bench import librechat_chats as chats
 from bench import librechat_side as side
+from bench import librechat_whole as whole
 from bench.bounds import Check
 from bench.servers import ROOT, BenchError, Chatfold
 
@@ -31,6 +33,7 @@ PARTS: dict[str, Part] = {
     "slide_now": chats.slide_now,
     "after": chats.after_the_answer,
     "stop": chats.stop,
+    **whole.PARTS,
 }
 
 
@@ -52,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: {exc}", file=sys.stderr)
         return 1
     RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    for check in checks:
-        print(check)
+    print("", *whole.table(found), "", *checks, sep="\n")
     return 0 if all(check.holds for check in checks) else 1
 
 

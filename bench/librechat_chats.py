@@ -13,30 +13,20 @@ from uuid import uuid4
 
 from bench import events
 from bench.bounds import Check, at_least, at_most
+from bench.librechat_older import LABELS, SAMPLING, Chat, pruned, v0_6
 from bench.librechat_side import Body, post, says
 from bench.servers import HOST, Chatfold
 
 TURNS = 40
 LIMIT_TOKENS = 2000
-CHARS_PER_TOKEN = 4
 STOPS = 20
 PACED_TURNS = 16
 UNPACED_TURNS = 8
 SYSTEM = "You are terse."
 
-Turn = tuple[str, str]
-Chat = list[Turn]
-
 
 def note(n: int) -> str:
     return f"Note {n:02}. " + "The keeper writes that the lamp was lit and the sea was calm. " * 5
-
-
-def v0_6(chat: Chat) -> list[Body]:
-    """The system message stands second to last and moves with every turn; answers are trimmed."""
-    messages = [{"role": role, "content": text.strip()} for role, text in chat]
-    system = {"role": "system", "name": "instructions", "content": f"Instructions:\n{SYSTEM}"}
-    return [*messages[:-1], system, messages[-1]]
 
 
 def now(chat: Chat) -> list[Body]:
@@ -45,24 +35,12 @@ def now(chat: Chat) -> list[Body]:
     return [{"role": "system", "content": SYSTEM}, *parts]
 
 
-def pruned(chat: Chat) -> Chat:
-    """What LibreChat sends: from the newest back, as long as its limit holds."""
-    room = LIMIT_TOKENS
-    kept = 0
-    for _, text in reversed(chat):
-        room -= len(text) // CHARS_PER_TOKEN + 4
-        if room < 0:
-            break
-        kept += 1
-    return chat[-kept:]
-
-
 # -- windows that slide --------------------------------------------------------------------------
 
 
 def slide_0_6(chatfold: Chatfold) -> tuple[dict[str, Any], list[Check]]:
-    options = {"stop": ["||>", "\nUser:", "<|diff_marker|>"], "temperature": 1, "top_p": 1}
-    return _slide(chatfold, v0_6, options)
+    options = {"stop": LABELS, **SAMPLING}
+    return _slide(chatfold, lambda chat: v0_6(chat, SYSTEM), options)
 
 
 def slide_now(chatfold: Chatfold) -> tuple[dict[str, Any], list[Check]]:
@@ -76,7 +54,7 @@ def _slide(
     rows: list[dict[str, int]] = []
     for n in range(TURNS):
         chat.append(("user", note(n)))
-        sent = pruned(chat)
+        sent = pruned(chat, LIMIT_TOKENS)
         body = {"messages": wire(sent), "max_tokens": 10, **options}
         reply = post(chatfold, body).json()
         usage = reply["usage"]

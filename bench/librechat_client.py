@@ -25,6 +25,18 @@ class Served(Protocol):
     def url(self) -> str: ...
 
 
+class Speaks(Protocol):
+    """A client of one of LibreChat's versions."""
+
+    def turn(
+        self,
+        messages: list[list[str]],
+        *,
+        stop_when: Callable[[], object] | None = None,
+        **ask: Any,
+    ) -> Said: ...
+
+
 def missing() -> str:
     """Why the client cannot run here; "" when it can."""
     if not shutil.which("node"):
@@ -93,9 +105,10 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 @dataclass(slots=True)
 class Chat:
-    """A chat as LibreChat keeps it: what it would send with the next message."""
+    """A chat as LibreChat keeps it: what it would send with the next message. Each is its role, its
+    text, and the thoughts before an answer that had some."""
 
-    client: Client
+    client: Speaks
     options: dict[str, Any]
     history: list[list[str]] = field(default_factory=list)
     summary: str = ""
@@ -107,7 +120,7 @@ class Chat:
     @property
     def can_go_back(self) -> bool:
         """Whether the last question is still there: with LibreChat's own summary it may not be."""
-        return [role for role, _ in self.history[-2:]] == ["user", "assistant"]
+        return [role for role, *_ in self.history[-2:]] == ["user", "assistant"]
 
     def regenerate(self, **more: Any) -> Said:
         """The last question anew; the chat goes on from the new answer."""
@@ -128,9 +141,9 @@ class Chat:
         if answer.get("summary"):
             # What stood beside the summary is gone with the next request, the question too.
             self.summary = answer["summary"]
-            self.history = [["assistant", answer["text"]]] if answer["text"] else []
+            self.history = [_assistant(answer)] if answer["text"] else []
         elif answer["text"]:
-            self.history = [*asked, ["assistant", answer["text"]]]
+            self.history = [*asked, _assistant(answer)]
         elif answer["stopped"]:
             # The question stays; the answer, which is empty, is left out.
             self.history = asked
@@ -140,6 +153,11 @@ class Chat:
         """One request that changes nothing here."""
         options = self.options | more | ({"summary": self.summary} if self.summary else {})
         return self.client.turn(messages, **options)
+
+
+def _assistant(answer: Said) -> list[str]:
+    thoughts = answer.get("reasoning")
+    return ["assistant", answer["text"], *([thoughts] if thoughts else [])]
 
 
 def evaluated(answer: Said) -> int:

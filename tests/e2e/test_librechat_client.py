@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from bench.librechat_client import Chat, Client, evaluated, librechat, missing
+from bench.librechat_run import ACTS, LIMIT_TOKENS, SAY, Run, amplification, note
 
 from .serving import Proxy, serving
 
@@ -17,18 +18,15 @@ pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing() or "it can run"),
 ]
 
-TURNS = 40
-LIMIT_TOKENS = 2000
-"""What LibreChat sends at most, by its own count: the window slides from turn 24 on."""
-
-AMPLIFICATION_MOST = 1.05
+N_CTX = 1536
+AMPLIFICATION_MOST = 1.10
 BRIEF: dict[str, Any] = {"instructions": "You are terse.", "maxTokens": 8}
 
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     folder = tmp_path_factory.mktemp("librechat")
-    with serving(folder, "--n-ctx", "1536", "--policy", "extractive") as it:
+    with serving(folder, "--n-ctx", str(N_CTX), "--policy", "extractive") as it:
         yield it
 
 
@@ -38,41 +36,36 @@ def client(proxy: Proxy) -> Iterator[Client]:
         yield it
 
 
-def note(n: int) -> str:
-    """A message of the same number of tokens for every n below 100."""
-    return f"Note {n:02}. " + "The keeper writes that the lamp was lit and the sea was calm. " * 5
-
-
 def answered(answer: dict[str, Any]) -> dict[str, Any]:
     assert "error" not in answer, answer
     assert answer["text"].strip(), answer
     return answer
 
 
-def test_forty_turns_with_a_window_that_slides(proxy: Proxy, client: Client) -> None:
-    chat = Chat(client, {**BRIEF, "limit": LIMIT_TOKENS})
-    usages = []
-    for n in range(TURNS):
-        answer = answered(chat.say(note(n), title="completion" if n == 0 else None))
-        if n == 0:
-            assert 0 < len(answer["title"]) <= 60
-        usages.append(answer)
-        proxy.wait_idle()
-    first, second = (answer["usage"] for answer in usages[:2])
-    new = second["input_tokens"] - first["total_tokens"]
+@pytest.mark.timeout(600)
+def test_forty_turns_with_everything_that_a_user_does(proxy: Proxy, client: Client) -> None:
+    """A title at once, regenerate, edit, continue, Stop in the prefill and in mid-answer, all of it
+    before LibreChat's window slides and again behind that. With its summarisation: bench."""
+    run = Run(client, proxy.wait_idle, proxy.trace_path, LIMIT_TOKENS, summarise=False, sentences=3)
+    run.go()
+    assert [r for r in run.requests if not r.answered] == []
+    assert [r.act for r in run.requests if r.act != SAY] == list(ACTS.values())
+    (title,) = run.titles
+    assert 0 < len(title) <= 60
     # 1.0 here, and 22-fold where the prefix is lost with every slide.
-    path = [evaluated(answer) for answer in usages[1:]]
-    assert sum(path) <= AMPLIFICATION_MOST * new * len(path), (new, path)
-    assert max(answer["usage"]["input_tokens"] for answer in usages) < 1536
-    # LibreChat had long stopped to send the first turn: it is in the store, and in the context.
-    assert sum(role == "user" for role, _ in proxy.stored()) == TURNS
+    assert amplification(run.requests) <= AMPLIFICATION_MOST, run.requests
+    slid = [r.act for r in run.requests if r.dropped]
+    assert {SAY, *list(ACTS.values())[5:8]} <= set(slid)
+    assert max(r.prompt for r in run.requests) < N_CTX
+    # LibreChat had long stopped to send the first turn: it is in the store.
+    assert ("user", note(0, 3)) in proxy.stored()
     assert [e for e in proxy.events() if e["event"] == "activated"]
 
 
 def test_regenerate_edit_and_continue_evaluate_what_is_new(proxy: Proxy, client: Client) -> None:
     chat = Chat(client, BRIEF)
     for n in range(3):
-        answered(chat.say(f"{uuid4().hex[:4]} {note(n)}"))
+        answered(chat.say(f"{uuid4().hex[:4]} {note(n, 5)}"))
     proxy.wait_idle()
     *before, question, last = chat.history
     again = answered(chat.ask([*before, question]))
@@ -90,7 +83,7 @@ def test_stop_frees_the_engine_and_the_chat_goes_on(
     proxy: Proxy, client: Client, where: str
 ) -> None:
     chat = Chat(client, BRIEF)
-    answered(chat.say(f"{uuid4().hex[:4]} {note(1)}"))
+    answered(chat.say(f"{uuid4().hex[:4]} {note(1, 5)}"))
     proxy.wait_idle()
     since = len(proxy.events())
     if where == "prefill":

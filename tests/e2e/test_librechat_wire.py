@@ -188,26 +188,28 @@ def test_a_title_before_and_after_the_answer_costs_the_chat_nothing(
     assert len(shared.stored()) == stored + 4
 
 
-def test_a_title_during_the_answer_waits_for_its_end(shared: Proxy) -> None:
+@pytest.mark.parametrize("body", TITLES)
+def test_a_title_during_the_answer_waits_for_its_end(shared: Proxy, body: TitleBody) -> None:
     shared.wait_idle()
     since = len(shared.events())
     question = f"Tell me of the sea. {uuid4().hex[:6]}"
+    options = {"user": "u1", "max_tokens": 40, "logit_bias": {"2": -100}}
     answers: list[dict[str, Any]] = []
-
-    def chat() -> None:
-        bias = {"2": -100}
-        options = {"user": "u1", "max_tokens": 60, "logit_bias": bias}
-        answers.append(shared.chat(says(question), **options))
-
-    thread = threading.Thread(target=chat)
+    thread = threading.Thread(target=lambda: answers.append(shared.chat(says(question), **options)))
     thread.start()
     shared.wait_for_event(
         "answering", lambda e: e["event"] == "first_token" and e["cls"] == "chat", since=since
     )
-    assert ask_title(shared, plain_now(question, ""))
+    assert 0 < len(ask_title(shared, body(question, ""))) <= 60
     thread.join(100)
-    assert answers[0]["usage"]["completion_tokens"] == 60
+    (first,) = answers
+    assert first["usage"]["completion_tokens"] == 40
     assert_chat_first(shared.events()[since:])
+    # The next turn evaluates its own tokens, as if there had been no title.
+    shared.wait_idle()
+    chat = [*says(question), first["choices"][0]["message"], *says("Why?")]
+    usage = shared.chat(chat, user="u1", max_tokens=4)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= first["usage"]["total_tokens"] - 1
 
 
 def test_a_long_question_gets_its_title_from_the_chat_itself(shared: Proxy) -> None:

@@ -19,6 +19,8 @@ import uvicorn
 from msgspec import structs
 from openai import OpenAI
 
+from bench.librechat_client import Chat, librechat, missing
+from bench.librechat_client import evaluated as used
 from proxy.app import DATABASE, create_app
 from proxy.config import load
 from proxy.engines.base import Generate, Priority
@@ -224,6 +226,39 @@ def test_an_answer_that_is_continued_is_past_its_thoughts(
         assert message(answer)["content"] == " blue, as ever."
         assert "reasoning_content" not in message(answer)
         assert ("assistant", "It is blue, as ever.") in stored(tmp_path)
+
+
+@pytest.mark.node
+@pytest.mark.skipif(bool(missing()), reason=missing() or "it can run")
+@pytest.mark.parametrize(
+    ("template", "opening"), [(R1, ""), (QWEN3, "<think>\n")], ids=["in-prompt", "by-the-model"]
+)
+def test_librechat_shows_the_thoughts_and_sends_the_chat_on_without_them(
+    tmp_path: Path, template: str, opening: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LibreChat keeps an answer with its thoughts and leaves them out of later requests, in which
+    that answer is a plain text among lists of parts."""
+    with thinking(tmp_path, template, monkeypatch) as server, librechat(server) as client:
+        chat = Chat(client, {"instructions": "You are terse.", "limit": 30_400})
+        for i in range(3):
+            question = f"What colour is the sea on day {i}?"
+            server.script.append(f"{opening}{THOUGHT}\n</think>\n\nIt is blue on day {i}.")
+            answer = chat.say(question)
+            assert "error" not in answer, answer
+            assert answer["text"] == f"It is blue on day {i}."
+            assert answer["reasoning"].strip() == THOUGHT.strip()
+            assert answer["usage"]["output_token_details"]["reasoning"] > 40
+            if i:
+                assert used(answer) <= len(question.split()) + 2 + MARKUP_TOKENS
+            server.wait_idle()
+        # Every answer has its thoughts in LibreChat, none in the store, none in a later prompt.
+        assert all(len(said) == 3 for said in chat.history if said[0] == "assistant")
+        assert stored(tmp_path) == [(role, text) for role, text, *_ in chat.history]
+        assert answer["usage"]["input_tokens"] < 3 * 40
+        server.script.append(f"{opening}{THOUGHT}\n</think>\n\nIt is grey.")
+        again = chat.regenerate()
+        assert again["text"] == "It is grey."
+        assert used(again) <= 1
 
 
 def test_a_client_may_do_without_reasoning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,22 @@
 // node client.mjs: LibreChat's own client, driven by JSON lines on stdin, one for each turn:
-//   {baseURL, model, user, messages: [[role, text], ...], instructions?, limit?, summarise?, temperature?, extra?,
+//   {baseURL, model, user, messages: [[role, text, thoughts?], ...], instructions?, limit?, summarise?, temperature?, extra?,
 //    summary?, title?: "completion" | "structured", stop?: "answer", maxTokens?, headers?}
-// and one JSON line back: {text, usage?, error?, title?, summary?, stopped, aborted_s?}
+// and one JSON line back: {text, reasoning?, usage?, error?, title?, summary?, dropped, stopped, aborted_s?}
+// `dropped` messages were left out by the client, to keep its limit.
 // A line {stop_now: true} is the user's Stop. aborted_s is the machine's monotonic clock, as Python reads it.
 import readline from "node:readline";
 import { AIMessage, HumanMessage } from "@langchain/core/messages";
-import { GraphEvents, Run } from "@librechat/agents";
+import { formatAgentMessages, GraphEvents, Run } from "@librechat/agents";
 
 const provider = "openAI";
 const parts = (text) => [{ type: "text", text }];
-const message = ([role, text]) =>
-  role === "user" ? new HumanMessage({ content: parts(text) }) : new AIMessage({ content: parts(text) });
+// An answer is kept with its thoughts, and what of it is sent again is LibreChat's own decision.
+const withThoughts = (text, think) =>
+  formatAgentMessages([{ role: "assistant", content: [{ type: "think", think }, ...parts(text)] }]).messages;
+const message = ([role, text, thoughts]) => {
+  if (role === "user") return new HumanMessage({ content: parts(text) });
+  return thoughts ? withThoughts(text, thoughts) : new AIMessage({ content: parts(text) });
+};
 const textOf = (content) =>
   typeof content === "string" ? content : (content ?? []).map((part) => part.text ?? "").join("");
 const tokensOf = (message) => Math.ceil(textOf(message.content).length / 4) + 3;
@@ -19,6 +25,13 @@ let stop = () => undefined;
 
 async function turn(ask) {
   const { baseURL, model = "local-model", user = "65b0c0ffee65b0c0ffee65b0" } = ask;
+  const said = { text: "", usage: undefined, summary: undefined, dropped: 0 };
+  const counting = (url, init) => {
+    const { stream, messages } = JSON.parse(init.body);
+    // Without the system message. The last stream is the chat's own: before it may come a checkpoint's.
+    if (stream) said.dropped = ask.messages.length - messages.filter((it) => it.role !== "system").length;
+    return fetch(url, init);
+  };
   const clientOptions = {
     model,
     user,
@@ -28,9 +41,8 @@ async function turn(ask) {
     maxTokens: ask.maxTokens,
     temperature: ask.temperature ?? 0,
     modelKwargs: ask.extra,
-    configuration: { baseURL, defaultHeaders: ask.headers },
+    configuration: { baseURL, defaultHeaders: ask.headers, fetch: counting },
   };
-  const said = { text: "", usage: undefined, summary: undefined };
   const controller = new AbortController();
   stop = () => {
     if (controller.signal.aborted) return;
@@ -44,6 +56,11 @@ async function turn(ask) {
         if (ask.stop === "answer" && said.text.length > 8) stop();
       },
     },
+    [GraphEvents.ON_REASONING_DELTA]: {
+      handle: (_, data) => {
+        for (const part of data.delta?.content ?? []) said.reasoning = (said.reasoning ?? "") + (part.think ?? "");
+      },
+    },
     [GraphEvents.CHAT_MODEL_END]: {
       handle: (_, data) => {
         said.usage = data.output?.usage_metadata ?? said.usage;
@@ -55,7 +72,7 @@ async function turn(ask) {
       },
     },
   };
-  const messages = ask.messages.map(message);
+  const messages = ask.messages.flatMap(message);
   const agent = {
     agentId: "agent",
     provider,
