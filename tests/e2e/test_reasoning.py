@@ -25,6 +25,7 @@ from proxy.app import DATABASE, create_app
 from proxy.config import load
 from proxy.engines.base import Generate, Priority
 from proxy.engines.embedded import engine as door
+from proxy.engines.embedded import translation
 from proxy.engines.embedded.grammar import literal
 from proxy.engines.embedded.protocol import Submit
 
@@ -72,16 +73,16 @@ class Server:
 @contextmanager
 def thinking(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     script: list[str] = []
-    submitted = door._submit
+    submitted = translation.submit
 
-    def submit(id_: int, request: Generate) -> Submit:
-        sent = submitted(id_, request)
+    def submit(id_: int, request: Generate, *, unread_most: int) -> Submit:
+        sent = submitted(id_, request, unread_most=unread_most)
         if request.priority is not Priority.CHAT:
             return sent
         (text,) = literal(script.pop(0))
         return structs.replace(sent, grammar=f"root ::= {text}", must_call=("these words",))
 
-    monkeypatch.setattr(door, "_submit", submit)
+    monkeypatch.setattr(translation, "submit", submit)
     monkeypatch.setattr(door, "CHILD", ("-m", "tests.e2e.scripted_child"))
     environ = {
         "CHATFOLD_ENGINE_CHAT_TEMPLATE": template,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from proxy.engines.embedded import protocol
-from proxy.engines.embedded.child import TEXT_WAITS_S, Outbox
+from proxy.engines.embedded.outbox import TEXT_WAITS_S, Outbox
 from proxy.engines.embedded.protocol import Taken, Text
 
 

@@ -14,36 +14,24 @@ from dataclasses import dataclass, field, fields
 from itertools import count
 from typing import Any
 
-from memory.context import Context, ContextMessage
-from memory.ports import Budget
 from proxy.config import Config, EngineConfig, model_file
 from proxy.engines import base
 from proxy.engines.base import (
-    CallFormat,
-    ContextOverflow,
-    Delta,
     Embeddings,
     EngineBroken,
     EngineCrashed,
     EngineError,
     EngineUnavailable,
     Event,
-    Finished,
     Generate,
-    JsonFormat,
     ModelInfo,
     QueueFull,
     ReaderStalled,
-    RequestRefused,
     Started,
-    Thinking,
-    TokenLogprob,
 )
-from proxy.engines.embedded import protocol
-from proxy.engines.embedded.grammar import GrammarError
-from proxy.engines.embedded.protocol import Cancel, Count, Load, Part, Submit
+from proxy.engines.embedded import protocol, translation
+from proxy.engines.embedded.protocol import Cancel, Count, Load, Submit
 from proxy.engines.embedded.replies import Replies
-from proxy.engines.embedded.schema import grammar_of
 from proxy.engines.embedded.totals import Totals, to_json
 from proxy.engines.embedded.watch import Watch
 
@@ -233,7 +221,7 @@ class EmbeddedEngine:
         future: asyncio.Future[Embeddings] = asyncio.get_running_loop().create_future()
         self._embeddings[id_] = future
         try:
-            texts = tuple(_printable(x) if isinstance(x, str) else x for x in inputs)
+            texts = tuple(translation.printable(x) if isinstance(x, str) else x for x in inputs)
             self._send(protocol.Embed(id=id_, inputs=texts))
             async with asyncio.timeout(self._settings.embeddings_s):
                 return await future
@@ -244,12 +232,12 @@ class EmbeddedEngine:
                 self._send(Cancel(id=id_))
 
     def check(self, request: Generate) -> None:
-        _grammar(request)
+        translation.grammar(request)
 
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
         self._check_queue(request.priority)
-        call = _Call(_submit(next(self._ids), request))
+        call = _Call(translation.submit(next(self._ids), request, unread_most=UNREAD_MOST))
         self._calls[call.submit.id] = call
         try:
             await self._until_loaded()
@@ -310,15 +298,15 @@ class EmbeddedEngine:
                     raise reply
                 case protocol.Failed():
                     self._calls.pop(call.submit.id, None)
-                    raise _error(reply)
+                    raise translation.error(reply)
                 case protocol.Began():
                     yield Started(reply.prompt_tokens, reply.cached_tokens)
                 case protocol.Text():
-                    yield _delta(reply)
+                    yield translation.delta(reply)
                     self._on_read(call)
                 case protocol.Ended():
                     self._calls.pop(call.submit.id, None)
-                    yield _finished(reply)
+                    yield translation.finished(reply)
                     return
 
     def _on_text(self, call: _Call) -> None:
@@ -482,18 +470,10 @@ class EmbeddedEngine:
         if isinstance(reply, protocol.Embedded):
             future.set_result(Embeddings(reply.vectors, reply.prompt_tokens))
         else:
-            future.set_exception(_error(reply))
+            future.set_exception(translation.error(reply))
 
     def _on_loaded(self, reply: protocol.Loaded) -> None:
-        budget = Budget(reply.window_tokens, reply.message_tokens, reply.base_tokens)
-        self.info = ModelInfo(
-            reply.name,
-            reply.fingerprint,
-            budget,
-            reply.default_system,
-            dict(reply.details),
-            Thinking(*reply.think_tags, first=reply.thinks_first),
-        )
+        self.info = translation.model_info(reply)
         self._trouble = ""
         log.info("model %s loaded, window %d tokens", reply.name, reply.window_tokens)
         if warning := reply.details.get("warning"):
@@ -599,88 +579,3 @@ def _loading_ended(code: int | None) -> str:
 
 def _named(engine: EngineConfig, names: Collection[str]) -> dict[str, Any]:
     return {f.name: getattr(engine, f.name) for f in fields(engine) if f.name in names}
-
-
-def _submit(id_: int, request: Generate) -> Submit:
-    s = request.sampling
-    return Submit(
-        id=id_,
-        owner=request.owner,
-        priority=int(request.priority),
-        messages=_parts(request.context),
-        continues=request.context.continues,
-        max_tokens=request.max_tokens,
-        keep=request.keep,
-        temperature=s.temperature,
-        top_p=s.top_p,
-        top_k=s.top_k,
-        min_p=s.min_p,
-        seed=s.seed,
-        presence_penalty=s.presence_penalty,
-        frequency_penalty=s.frequency_penalty,
-        repeat_penalty=s.repeat_penalty,
-        logit_bias=s.logit_bias,
-        stop=s.stop,
-        unread_most=UNREAD_MOST,
-        tools=request.context.tools,
-        thinks=request.thinks,
-        raw=_printable(request.raw) if isinstance(request.raw, str) else request.raw,
-        n=request.n,
-        logprobs=s.logprobs,
-        grammar=_grammar(request),
-        must_call=request.format.names if isinstance(request.format, CallFormat) else (),
-        one_call=isinstance(request.format, CallFormat) and request.format.one_call,
-    )
-
-
-def _grammar(request: Generate) -> str:
-    if not isinstance(request.format, JsonFormat):
-        return ""
-    try:
-        return grammar_of(request.format.schema)
-    except GrammarError as exc:
-        raise RequestRefused(str(exc), param="response_format") from exc
-
-
-def _delta(reply: protocol.Text) -> Delta:
-    logprobs = tuple(TokenLogprob(t.token, t.logprob, t.top) for t in reply.logprobs)
-    return Delta(reply.text, reply.choice, logprobs)
-
-
-def _parts(context: Context) -> tuple[Part, ...]:
-    return tuple(_part(m) for m in context.messages)
-
-
-def _part(message: ContextMessage) -> Part:
-    parts = tuple(_printable(p) for p in message.parts)
-    return Part(role=message.role, parts=parts, token_ids=message.token_ids)
-
-
-def _printable(text: str) -> str:
-    # Lone surrogates cannot be encoded; they reach the model as U+FFFD.
-    return text.encode("utf-8", "replace").decode()
-
-
-def _error(failed: protocol.Failed) -> EngineError:
-    if failed.kind == "overflow":
-        return ContextOverflow(
-            prompt_tokens=failed.prompt_tokens, window_tokens=failed.window_tokens
-        )
-    if failed.kind == "refused":
-        return RequestRefused(failed.message, param=failed.param or None)
-    return EngineError(failed.message)
-
-
-def _finished(reply: protocol.Ended) -> Finished:
-    return Finished(
-        finish_reason=reply.finish_reason,
-        prompt_tokens=reply.prompt_tokens,
-        cached_tokens=reply.cached_tokens,
-        completion_tokens=reply.completion_tokens,
-        token_ids=reply.token_ids,
-        queued_s=reply.queued_s,
-        prefill_s=reply.prefill_s,
-        decode_s=reply.decode_s,
-        others=reply.others,
-        token_ends=reply.token_ends,
-    )

@@ -9,41 +9,21 @@ in `formats.py`, say nothing, as the standard has it. Nothing is ever fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
-from proxy.engines.embedded import pattern
+from proxy.engines.embedded import keywords, pattern
 from proxy.engines.embedded.formats import FORMATS
 from proxy.engines.embedded.grammar import GrammarError, Item, Rules, char_class, literal
-from proxy.engines.embedded.numbers import integers, is_whole
+from proxy.engines.embedded.keywords import Schema
+from proxy.engines.embedded.numbers import integers
 
 MAX_SCHEMA_CHARS = 64 << 10
 MAX_DEPTH = 64
 MAX_MERGES = 1000
-
-Schema = Mapping[str, Any]
-
-TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-IMPLIED = {
-    "object": ("properties", "required", "additionalProperties"),
-    "array": ("items", "prefixItems", "minItems", "maxItems"),
-    "string": ("pattern", "minLength", "maxLength", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
-}
-"""What a schema without `type` is about, by what it says."""
-
-BOUNDS = IMPLIED["number"]
-ASSERTIONS = frozenset(("type", "enum", "const", *sum(IMPLIED.values(), ())))
-
-REFUSED = (
-    *("not", "if", "then", "else", "$dynamicRef", "$recursiveRef", "dependencies"),
-    *("dependentRequired", "dependentSchemas", "patternProperties", "propertyNames"),
-    *("minProperties", "maxProperties", "contains", "minContains", "maxContains"),
-    *("multipleOf", "uniqueItems", "unevaluatedItems"),
-)
 
 WS_MOST = 20
 """Indentation behind a line break; without a bound small models indent for ever."""
@@ -74,11 +54,11 @@ class _Compiler:
         if schema is True or schema == {}:
             return self._any_value()
         if not isinstance(schema, dict):
-            raise GrammarError(f"The schema at {_short(path)} is not an object.")
+            raise GrammarError(f"The schema at {keywords.short(path)} is not an object.")
         if depth > MAX_DEPTH:
             raise GrammarError("The schema is nested too deeply.")
-        _check_keywords(schema, path)
-        if "$ref" in schema and not ASSERTIONS & schema.keys() and "anyOf" not in schema:
+        keywords.check(schema, path)
+        if "$ref" in schema and not keywords.ASSERTIONS & schema.keys() and "anyOf" not in schema:
             return self._ref(schema["$ref"], path, depth)
         if "$ref" in schema or "allOf" in schema:
             return self.visit(self._merged(schema, path), path, depth + 1)
@@ -91,7 +71,7 @@ class _Compiler:
 
     def _ref(self, pointer: object, path: str, depth: int) -> Item:
         if not isinstance(pointer, str):
-            raise GrammarError(f"`$ref` at {_short(path)} is not a text.")
+            raise GrammarError(f"`$ref` at {keywords.short(path)} is not a text.")
         if pointer not in self._refs:
             rule = self._refs[pointer] = self.rules.reserve()
             target = self._resolve(pointer)
@@ -100,7 +80,7 @@ class _Compiler:
 
     def _resolve(self, pointer: str) -> object:
         if pointer != "#" and not pointer.startswith("#/"):
-            raise GrammarError(f"`$ref` {_short(pointer)} is outside of the schema.")
+            raise GrammarError(f"`$ref` {keywords.short(pointer)} is outside of the schema.")
         target = self._root
         for step in pointer.split("/")[1:]:
             name = unquote(step).replace("~1", "/").replace("~0", "~")
@@ -109,7 +89,7 @@ class _Compiler:
             else:
                 target = target.get(name) if isinstance(target, dict) else None
         if target is None:
-            raise GrammarError(f"`$ref` {_short(pointer)} leads nowhere.")
+            raise GrammarError(f"`$ref` {keywords.short(pointer)} leads nowhere.")
         return target
 
     def _merged(self, schema: Schema, path: str) -> dict[str, Any]:
@@ -118,20 +98,20 @@ class _Compiler:
         if self._n_merges > MAX_MERGES:
             raise GrammarError("The schema refers to itself without end.")
         rest = {k: v for k, v in schema.items() if k not in ("$ref", "allOf")}
-        parts = _list(schema, "allOf", path) if "allOf" in schema else []
+        parts = keywords.list_of(schema, "allOf", path) if "allOf" in schema else []
         if "$ref" in schema:
             parts = [self._resolve(str(schema["$ref"])), *parts]
         for part in parts:
             if not isinstance(part, dict):
-                raise GrammarError(f"`allOf` at {_short(path)} holds what is no object.")
-            _check_keywords(part, path)
-            rest = _both(rest, part, path)
+                raise GrammarError(f"`allOf` at {keywords.short(path)} holds what is no object.")
+            keywords.check(part, path)
+            rest = keywords.both(rest, part, path)
         return rest
 
     def _union(self, schema: Schema, key: str, path: str, depth: int) -> Item:
         rest = {k: v for k, v in schema.items() if k != key}
-        shared = rest if (ASSERTIONS | {"anyOf", "oneOf"}) & rest.keys() else {}
-        branches = _list(schema, key, path)
+        shared = rest if (keywords.ASSERTIONS | {"anyOf", "oneOf"}) & rest.keys() else {}
+        branches = keywords.list_of(schema, key, path)
         if shared:
             branches = [{"allOf": [shared, branch]} for branch in branches]
         where = f"{path}/{key}"
@@ -148,14 +128,16 @@ class _Compiler:
     def _typed(self, schema: Schema, path: str, depth: int) -> Item:
         if "const" in schema or "enum" in schema:
             return self._enum(schema, path)
-        types = schema.get("type", _implied(schema))
+        types = schema.get("type", keywords.implied_type(schema))
         if types is None:
             return self._any_value()
         types = types if isinstance(types, list) else [types]
         if schema.get("nullable") is True:
             types = [*types, "null"]
-        if not types or any(t not in TYPES for t in types):
-            raise GrammarError(f"`type` at {_short(path)} is none of {', '.join(TYPES)}.")
+        if not types or any(t not in keywords.TYPES for t in types):
+            raise GrammarError(
+                f"`type` at {keywords.short(path)} is none of {', '.join(keywords.TYPES)}."
+            )
         return self._choice(self._of_type(t, schema, path, depth) for t in types)
 
     def _of_type(self, type_: str, schema: Schema, path: str, depth: int) -> Item:
@@ -168,7 +150,7 @@ class _Compiler:
             case "string":
                 return self._string(schema, path)
             case "integer":
-                return integers(self.rules, *_integer_bounds(schema, path))
+                return integers(self.rules, *keywords.integer_bounds(schema, path))
             case "number":
                 return self._number(schema, path)
             case "boolean":
@@ -177,38 +159,40 @@ class _Compiler:
                 return add(literal("null"))
 
     def _enum(self, schema: Schema, path: str) -> Item:
-        values = [schema["const"]] if "const" in schema else _list(schema, "enum", path)
+        values = [schema["const"]] if "const" in schema else keywords.list_of(schema, "enum", path)
         if "const" in schema and "enum" in schema and schema["const"] not in schema["enum"]:
             values = []
-        types = schema.get("type", TYPES)
+        types = schema.get("type", keywords.TYPES)
         types = types if isinstance(types, list | tuple) else [types]
-        fitting = [v for v in values if _type_of(v) & set(types)]
+        fitting = [v for v in values if keywords.types_of(v) & set(types)]
         if not fitting:
-            raise GrammarError(f"The schema at {_short(path)} allows no value at all.")
+            raise GrammarError(f"The schema at {keywords.short(path)} allows no value at all.")
         return self.rules.add(*(literal(_json(value)) for value in fitting))
 
     def _string(self, schema: Schema, path: str) -> Item:
-        low = _count(schema, "minLength", path) or 0
-        high = _count(schema, "maxLength", path)
+        low = keywords.count_of(schema, "minLength", path) or 0
+        high = keywords.count_of(schema, "maxLength", path)
         quote, bounded = literal('"'), low > 0 or high is not None
         if "pattern" in schema:
             if bounded or not isinstance(schema["pattern"], str):
-                sentence = f"`pattern` with a length at {_short(path)} is not supported."
+                sentence = f"`pattern` with a length at {keywords.short(path)} is not supported."
                 raise GrammarError(sentence)
             return self.rules.add(
                 [*quote, *pattern.matching(self.rules, schema["pattern"]), *quote]
             )
         if not bounded and (found := FORMATS.get(str(schema.get("format")))):
             return self.rules.add([*quote, *pattern.matching(self.rules, found), *quote])
-        inside = self.rules.repeat(pattern.any_char(self.rules), low, _not_below(low, high, path))
+        inside = self.rules.repeat(
+            pattern.any_char(self.rules), low, keywords.not_below(low, high, path)
+        )
         return self.rules.add([*quote, *inside, *quote])
 
     def _number(self, schema: Schema, path: str) -> Item:
-        bounds = {key: schema[key] for key in BOUNDS if schema.get(key) is not None}
+        bounds = {key: schema[key] for key in keywords.BOUNDS if schema.get(key) is not None}
         minimum = bounds.pop("minimum", None)
         if bounds or minimum not in (None, 0):
             key = next(iter(bounds), "minimum")
-            raise GrammarError(f"`{key}` of a number at {_short(path)} is not supported.")
+            raise GrammarError(f"`{key}` of a number at {keywords.short(path)} is not supported.")
         digits = char_class([(0x30, 0x39)])
         whole = self.rules.add(
             literal("0"), [char_class([(0x31, 0x39)]), *self.rules.repeat(digits, 0, 15)]
@@ -220,9 +204,9 @@ class _Compiler:
         return self.rules.add([*sign, whole, fraction, self.rules.add([], exponent)])
 
     def _array(self, schema: Schema, path: str, depth: int) -> Item:
-        low = _count(schema, "minItems", path) or 0
-        high = _not_below(low, _count(schema, "maxItems", path), path)
-        first = _list(schema, "prefixItems", path) if "prefixItems" in schema else []
+        low = keywords.count_of(schema, "minItems", path) or 0
+        high = keywords.not_below(low, keywords.count_of(schema, "maxItems", path), path)
+        first = keywords.list_of(schema, "prefixItems", path) if "prefixItems" in schema else []
         first = first if high is None else first[:high]
         items = [self.visit(s, f"{path}/prefixItems/{i}", depth + 1) for i, s in enumerate(first)]
         others = schema.get("items", not items)
@@ -231,7 +215,7 @@ class _Compiler:
         rest_high = None if high is None else high - len(items)
         if rest_high == 0:
             if low > len(items):
-                raise GrammarError(f"The schema at {_short(path)} allows no value at all.")
+                raise GrammarError(f"The schema at {keywords.short(path)} allows no value at all.")
             return self._bracketed("[", self._listed(items), "]")
         rest_low = max(0, low - len(items))
         item = self.visit(others, f"{path}/items", depth + 1)
@@ -255,7 +239,7 @@ class _Compiler:
         others = schema.get("additionalProperties", not properties)
         if others is False and (lost := required - properties.keys()):
             raise GrammarError(
-                f"The schema at {_short(path)} demands {min(lost)!r} and forbids it."
+                f"The schema at {keywords.short(path)} demands {min(lost)!r} and forbids it."
             )
         properties |= {name: True for name in sorted(required - properties.keys())}
         where = f"{path}/properties"
@@ -272,9 +256,9 @@ class _Compiler:
     def _properties(self, schema: Schema, path: str) -> tuple[dict[str, Any], set[str]]:
         properties, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, dict):
-            raise GrammarError(f"`properties` at {_short(path)} is not an object.")
+            raise GrammarError(f"`properties` at {keywords.short(path)} is not an object.")
         if not isinstance(required, list) or not all(isinstance(r, str) for r in required):
-            raise GrammarError(f"`required` at {_short(path)} is not a list of names.")
+            raise GrammarError(f"`required` at {keywords.short(path)} is not a list of names.")
         return dict(properties), set(required)
 
     def _members(self, pairs: list[Item], required: list[bool], more: Item | None) -> Item:
@@ -325,7 +309,7 @@ class _Compiler:
     def _any_value(self) -> Item:
         if self._value is None:
             self._value = self.rules.reserve()
-            kinds = [self._of_type(t, {}, "#", 0) for t in TYPES if t != "integer"]
+            kinds = [self._of_type(t, {}, "#", 0) for t in keywords.TYPES if t != "integer"]
             self.rules.fill(self._value, *([kind] for kind in kinds))
         return self._value
 
@@ -351,124 +335,5 @@ def _is_escaped(char: str) -> bool:
     return any(low <= ord(char) <= high for low, high in pattern.NOT_RAW)
 
 
-def _both(a: dict[str, Any], b: Schema, path: str) -> dict[str, Any]:
-    """A schema that holds where both hold. Raises GrammarError where it is not known how."""
-    merged = dict(a)
-    for key, value in b.items():
-        if key not in merged or merged[key] == value or key not in (ASSERTIONS | JOINED.keys()):
-            merged[key] = value if key in (ASSERTIONS | JOINED.keys()) else merged.get(key, value)
-        elif key in JOINED:
-            merged[key] = JOINED[key](merged[key], value)
-        else:
-            raise GrammarError(f"`{key}` is demanded twice at {_short(path)}, in two ways.")
-    return merged
-
-
-def _join_properties(a: Any, b: Any) -> Any:
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return a
-    both = {name: {"allOf": [a[name], b[name]]} for name in a.keys() & b.keys()}
-    return {**a, **b, **both}
-
-
-def _join_types(a: Any, b: Any) -> Any:
-    a, b = (x if isinstance(x, list) else [x] for x in (a, b))
-    return [t for t in a if t in b or (t == "integer" and "number" in b)]
-
-
-def _join_lists(a: Any, b: Any) -> Any:
-    return [*a, *b] if isinstance(a, list) and isinstance(b, list) else a
-
-
-def _join_values(a: Any, b: Any) -> Any:
-    return [v for v in a if v in b] if isinstance(a, list) and isinstance(b, list) else a
-
-
-def _join_others(a: Any, b: Any) -> Any:
-    if a is True or b is True:
-        return b if a is True else a
-    return False if a is False or b is False else {"allOf": [a, b]}
-
-
-JOINED: dict[str, Callable[[Any, Any], Any]] = {
-    "properties": _join_properties,
-    "required": _join_lists,
-    "type": _join_types,
-    "enum": _join_values,
-    "additionalProperties": _join_others,
-    "allOf": _join_lists,
-}
-"""How two values of one keyword become one that demands both."""
-
-
-def _check_keywords(schema: Schema, path: str) -> None:
-    for key in REFUSED:
-        if schema.get(key, False) is not False:
-            raise GrammarError(f"`{key}` at {_short(path)} is not supported.")
-    if "anyOf" in schema and "oneOf" in schema:
-        raise GrammarError(f"`anyOf` beside `oneOf` at {_short(path)} is not supported.")
-
-
-def _implied(schema: Schema) -> str | None:
-    return next((t for t, keys in IMPLIED.items() if any(k in schema for k in keys)), None)
-
-
-def _list(schema: Schema, key: str, path: str) -> list[Any]:
-    found = schema[key]
-    if not isinstance(found, list) or not found:
-        raise GrammarError(f"`{key}` at {_short(path)} is not a list with something in it.")
-    return found
-
-
-def _count(schema: Schema, key: str, path: str) -> int | None:
-    value = schema.get(key)
-    if value is None:
-        return None
-    if not is_whole(value) or value < 0:
-        raise GrammarError(f"`{key}` at {_short(path)} is not a whole number from 0.")
-    return int(value)
-
-
-def _not_below(low: int, high: int | None, path: str) -> int | None:
-    if high is not None and high < low:
-        raise GrammarError(f"The schema at {_short(path)} allows no value at all.")
-    return high
-
-
-def _integer_bounds(schema: Schema, path: str) -> tuple[int | None, int | None]:
-    """(least, most), both allowed."""
-    found = {key: schema[key] for key in BOUNDS if schema.get(key) is not None}
-    for key, value in found.items():
-        if not is_whole(value):
-            raise GrammarError(f"`{key}` of an integer at {_short(path)} is not a whole number.")
-    lows = [found[k] + n for k, n in (("minimum", 0), ("exclusiveMinimum", 1)) if k in found]
-    highs = [found[k] - n for k, n in (("maximum", 0), ("exclusiveMaximum", 1)) if k in found]
-    low, high = max(lows, default=None), min(highs, default=None)
-    if low is not None and high is not None and low > high:
-        raise GrammarError(f"The schema at {_short(path)} allows no value at all.")
-    return (None if low is None else int(low)), (None if high is None else int(high))
-
-
-def _type_of(value: object) -> set[str]:
-    match value:
-        case None:
-            return {"null"}
-        case bool():
-            return {"boolean"}
-        case int():
-            return {"integer", "number"}
-        case float():
-            return {"number"}
-        case str():
-            return {"string"}
-        case list():
-            return {"array"}
-    return {"object"}
-
-
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:80] + "…"

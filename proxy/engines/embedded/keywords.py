@@ -1,0 +1,151 @@
+"""What the keywords of a JSON schema say by themselves: which are known, what they imply, and how
+two schemas become one that demands both. Pure; all that is wrong is a GrammarError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from proxy.engines.embedded.grammar import GrammarError
+from proxy.engines.embedded.numbers import is_whole
+
+Schema = Mapping[str, Any]
+
+TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+IMPLIED = {
+    "object": ("properties", "required", "additionalProperties"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("pattern", "minLength", "maxLength", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
+}
+"""What a schema without `type` is about, by what it says."""
+
+BOUNDS = IMPLIED["number"]
+ASSERTIONS = frozenset(("type", "enum", "const", *sum(IMPLIED.values(), ())))
+
+REFUSED = (
+    *("not", "if", "then", "else", "$dynamicRef", "$recursiveRef", "dependencies"),
+    *("dependentRequired", "dependentSchemas", "patternProperties", "propertyNames"),
+    *("minProperties", "maxProperties", "contains", "minContains", "maxContains"),
+    *("multipleOf", "uniqueItems", "unevaluatedItems"),
+)
+
+
+def both(a: dict[str, Any], b: Schema, path: str) -> dict[str, Any]:
+    """A schema that holds where both hold. Raises GrammarError where it is not known how."""
+    merged = dict(a)
+    for key, value in b.items():
+        if key not in merged or merged[key] == value or key not in (ASSERTIONS | JOINED.keys()):
+            merged[key] = value if key in (ASSERTIONS | JOINED.keys()) else merged.get(key, value)
+        elif key in JOINED:
+            merged[key] = JOINED[key](merged[key], value)
+        else:
+            raise GrammarError(f"`{key}` is demanded twice at {short(path)}, in two ways.")
+    return merged
+
+
+def _join_properties(a: Any, b: Any) -> Any:
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return a
+    both = {name: {"allOf": [a[name], b[name]]} for name in a.keys() & b.keys()}
+    return {**a, **b, **both}
+
+
+def _join_types(a: Any, b: Any) -> Any:
+    a, b = (x if isinstance(x, list) else [x] for x in (a, b))
+    return [t for t in a if t in b or (t == "integer" and "number" in b)]
+
+
+def _join_lists(a: Any, b: Any) -> Any:
+    return [*a, *b] if isinstance(a, list) and isinstance(b, list) else a
+
+
+def _join_values(a: Any, b: Any) -> Any:
+    return [v for v in a if v in b] if isinstance(a, list) and isinstance(b, list) else a
+
+
+def _join_others(a: Any, b: Any) -> Any:
+    if a is True or b is True:
+        return b if a is True else a
+    return False if a is False or b is False else {"allOf": [a, b]}
+
+
+JOINED: dict[str, Callable[[Any, Any], Any]] = {
+    "properties": _join_properties,
+    "required": _join_lists,
+    "type": _join_types,
+    "enum": _join_values,
+    "additionalProperties": _join_others,
+    "allOf": _join_lists,
+}
+"""How two values of one keyword become one that demands both."""
+
+
+def check(schema: Schema, path: str) -> None:
+    for key in REFUSED:
+        if schema.get(key, False) is not False:
+            raise GrammarError(f"`{key}` at {short(path)} is not supported.")
+    if "anyOf" in schema and "oneOf" in schema:
+        raise GrammarError(f"`anyOf` beside `oneOf` at {short(path)} is not supported.")
+
+
+def implied_type(schema: Schema) -> str | None:
+    return next((t for t, keys in IMPLIED.items() if any(k in schema for k in keys)), None)
+
+
+def list_of(schema: Schema, key: str, path: str) -> list[Any]:
+    found = schema[key]
+    if not isinstance(found, list) or not found:
+        raise GrammarError(f"`{key}` at {short(path)} is not a list with something in it.")
+    return found
+
+
+def count_of(schema: Schema, key: str, path: str) -> int | None:
+    value = schema.get(key)
+    if value is None:
+        return None
+    if not is_whole(value) or value < 0:
+        raise GrammarError(f"`{key}` at {short(path)} is not a whole number from 0.")
+    return int(value)
+
+
+def not_below(low: int, high: int | None, path: str) -> int | None:
+    if high is not None and high < low:
+        raise GrammarError(f"The schema at {short(path)} allows no value at all.")
+    return high
+
+
+def integer_bounds(schema: Schema, path: str) -> tuple[int | None, int | None]:
+    """(least, most), both allowed."""
+    found = {key: schema[key] for key in BOUNDS if schema.get(key) is not None}
+    for key, value in found.items():
+        if not is_whole(value):
+            raise GrammarError(f"`{key}` of an integer at {short(path)} is not a whole number.")
+    lows = [found[k] + n for k, n in (("minimum", 0), ("exclusiveMinimum", 1)) if k in found]
+    highs = [found[k] - n for k, n in (("maximum", 0), ("exclusiveMaximum", 1)) if k in found]
+    low, high = max(lows, default=None), min(highs, default=None)
+    if low is not None and high is not None and low > high:
+        raise GrammarError(f"The schema at {short(path)} allows no value at all.")
+    return (None if low is None else int(low)), (None if high is None else int(high))
+
+
+def types_of(value: object) -> set[str]:
+    match value:
+        case None:
+            return {"null"}
+        case bool():
+            return {"boolean"}
+        case int():
+            return {"integer", "number"}
+        case float():
+            return {"number"}
+        case str():
+            return {"string"}
+        case list():
+            return {"array"}
+    return {"object"}
+
+
+def short(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "…"
