@@ -118,7 +118,8 @@ def test_each_summary_and_the_turns_behind_it(browser: Any, proxy: Proxy) -> Non
         _, first, _, last = name.split()
         page.goto(proxy.url + href)
         assert page.locator(".card.summary .text").inner_text() == text
-        page.locator("a", has_text="The turns behind it").click()
+        with page.expect_navigation():
+            page.locator("a", has_text="The turns behind it").click()
         said = page.locator("#turns .said.user .text").all_inner_texts()
         span = range(int(first), int(last) + 1)
         pages = page.locator(".pager").first

@@ -196,7 +196,8 @@ def test_exports_arrive_and_what_was_forgotten_comes_back_from_one(
 
     page.goto(proxy.url)
     page.get_by_role("link", name="Forget everything").click()
-    page.get_by_role("link", name="Keep it").click()
+    with page.expect_navigation():
+        page.get_by_role("link", name="Keep it").click()
     assert page.locator("#results .list li").count() == 1
     page.get_by_role("link", name="Forget everything").click()
     page.get_by_role("button", name="Yes, forget it").click()
