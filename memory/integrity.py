@@ -33,6 +33,9 @@ LAWS = (
     "FROM rewrites AS r JOIN conversations AS c ON c.id = r.conversation WHERE r.owner <> c.owner",
     "SELECT 'candidate ' || c.id || ' belongs to another owner than its set' "
     "FROM candidates AS c JOIN rewrites AS r ON r.id = c.rewrite WHERE c.owner <> r.owner",
+    "SELECT 'conversation ' || c.id || ' is not called by its first message' "
+    "FROM conversations AS c WHERE begins <> coalesce((SELECT substr(text, 1, 80) FROM messages "
+    "WHERE conversation = c.id ORDER BY depth, id LIMIT 1), '')",
     "SELECT 'message ' || m.id || ' is missing from the word index' FROM messages AS m "
     "WHERE m.id NOT IN (SELECT id FROM message_words_docsize)",
     "SELECT 'message ' || m.id || ' is missing from the trigram index' FROM messages AS m "

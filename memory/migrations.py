@@ -296,6 +296,115 @@ def m0006_rewrites(db: Database) -> None:
     )
 
 
+BEGINS_CHARS = 80
+
+_FIRST = "FROM messages WHERE conversation = {id} ORDER BY depth, id LIMIT 1"
+_BEGINS = f"coalesce((SELECT substr(text, 1, {BEGINS_CHARS}) {_FIRST}), '')"
+
+
+def _keeps_begins(when: str, row: str, condition: str) -> str:
+    """A trigger on messages that keeps conversations.begins true, without a word of what is
+    gone."""
+    id_ = f"{row}.conversation"
+    return (
+        f"CREATE TRIGGER conversations_begin_{when.split()[1].lower()} {when} ON messages "
+        f"WHEN {condition} BEGIN UPDATE conversations SET begins = {_BEGINS.format(id=id_)} "
+        f"WHERE id = {id_}; END"
+    )
+
+
+_IS_FIRST = f"(SELECT id {_FIRST.format(id='new.conversation')}) = new.id"
+_WAS_FIRST = (
+    "NOT EXISTS (SELECT 1 FROM messages WHERE conversation = old.conversation "
+    "AND (depth, id) < (old.depth, old.id))"
+)
+
+
+@MIGRATIONS()
+def m0007_labels(db: Database) -> None:
+    """What people call a row by, for who browses the file with Datasette. The generated columns
+    take no room in it."""
+    _execute_all(
+        db,
+        "ALTER TABLE conversations ADD COLUMN begins TEXT NOT NULL DEFAULT ''",
+        f"UPDATE conversations SET begins = {_BEGINS.format(id='conversations.id')}",
+        _keeps_begins("AFTER INSERT", "new", _IS_FIRST),
+        _keeps_begins("AFTER UPDATE OF text", "new", _IS_FIRST),
+        _keeps_begins("AFTER DELETE", "old", _WAS_FIRST),
+        f"ALTER TABLE owners ADD COLUMN name TEXT AS ({_OWNER_NAME})",
+        "ALTER TABLE messages ADD COLUMN label TEXT AS "
+        "('#' || depth || ' ' || role || ': ' || substr(text, 1, 60))",
+        "ALTER TABLE summaries ADD COLUMN label TEXT AS "
+        "('messages ' || first_depth || ' to ' || last_depth || ': ' || substr(text, 1, 60))",
+        "ALTER TABLE system_prompts ADD COLUMN label TEXT AS "
+        "(CASE text WHEN '' THEN '(none)' ELSE substr(text, 1, 60) END)",
+        "ALTER TABLE rewrites ADD COLUMN label TEXT AS "
+        "('messages ' || first_depth || ' to ' || last_depth || ' under ' || policy_name)",
+        "DROP VIEW conversation_overview",
+        "DROP VIEW summary_overview",
+    )
+    db.create_view("conversation_overview", _LABELLED_CONVERSATIONS)
+    db.create_view("message_overview", _MESSAGE_OVERVIEW)
+    db.create_view("summary_overview", _LABELLED_SUMMARIES)
+    db.create_view("answer_overview", _ANSWER_OVERVIEW)
+
+
+# An owner's key is 24 hexadecimal digits of the API key and, behind a colon, 24 of the user's id.
+_OWNER_NAME = (
+    "'key ' || substr(key, 1, 8) "
+    "|| CASE WHEN instr(key, ':') THEN ' user ' || substr(key, instr(key, ':') + 1, 8) ELSE '' END"
+)
+
+_LABELLED_CONVERSATIONS = """
+SELECT conversations.id AS conversation, begins AS begins_with, owners.name AS owner,
+    datetime(created_at, 'unixepoch') AS began_utc,
+    datetime(updated_at, 'unixepoch') AS last_message_utc,
+    (SELECT count(*) FROM messages WHERE conversation = conversations.id) AS messages,
+    (SELECT max(depth) + 1 FROM messages WHERE conversation = conversations.id) AS longest_branch,
+    (SELECT count(*) FROM summaries WHERE conversation = conversations.id) AS summaries,
+    (SELECT count(*) FROM pins WHERE conversation = conversations.id) AS pins
+FROM conversations JOIN owners ON owners.id = conversations.owner
+ORDER BY updated_at DESC"""
+
+_MESSAGE_OVERVIEW = """
+SELECT messages.id, messages.conversation, conversations.begins AS begins_with,
+    owners.name AS owner, depth, role, text, n_tokens, note, messages.parent,
+    lower(hex(digest)) AS digest, datetime(messages.created_at, 'unixepoch') AS said_utc
+FROM messages JOIN conversations ON conversations.id = messages.conversation
+    JOIN owners ON owners.id = messages.owner
+ORDER BY messages.id"""
+
+_LABELLED_SUMMARIES = """
+SELECT summaries.id, summaries.conversation, conversations.begins AS begins_with,
+    owners.name AS owner, first_depth || '-' || last_depth AS span, rank, made_by, model, n_tokens,
+    failed_checks, round(duration_s, 2) AS duration_s,
+    datetime(summaries.created_at, 'unixepoch') AS created_utc,
+    datetime(activated_at, 'unixepoch') AS activated_utc, text
+FROM summaries JOIN conversations ON conversations.id = summaries.conversation
+    JOIN owners ON owners.id = summaries.owner
+ORDER BY summaries.conversation, first_depth, summaries.id"""
+
+# A turn begins at a root, and at a user's message that does not follow another one
+# (memory.transcript.turn_starts).
+_ANSWER_OVERVIEW = """
+WITH RECURSIVE place(id, role, turn) AS (
+    SELECT id, role, 1 FROM messages WHERE parent IS NULL
+    UNION ALL
+    SELECT messages.id, messages.role,
+        place.turn + (messages.role = 'user' AND place.role <> 'user')
+    FROM place JOIN messages ON messages.parent = place.id
+)
+SELECT answers.id, messages.conversation, conversations.begins AS begins_with,
+    owners.name AS owner, place.turn, answers.message,
+    prompt_tokens - cached_tokens AS evaluated_tokens, cached_tokens, generated_tokens,
+    round(queued_s, 3) AS queued_s, round(first_token_s, 3) AS first_token_s, answers.summaries,
+    datetime(answers.created_at, 'unixepoch') AS answered_utc
+FROM answers JOIN place ON place.id = answers.message
+    JOIN messages ON messages.id = answers.message
+    JOIN conversations ON conversations.id = messages.conversation
+    JOIN owners ON owners.id = answers.owner
+ORDER BY messages.conversation, place.turn, answers.id"""
+
 _CONVERSATION_OVERVIEW = """
 SELECT conversations.id AS conversation, owners.key AS owner,
     datetime(conversations.created_at, 'unixepoch') AS began_utc,

@@ -45,6 +45,7 @@ ONE_DOOR = {
     "tiktoken": {"memory/tokens.py"},
     "sqlite3": STORE_FILES,
     "sqlite_utils": STORE_FILES,
+    "datasette": {"proxy/inspecting/browse.py"},
     "rich": {f"proxy/inspecting/{name}.py" for name in ("command", "pictures", "terminal")},
 }
 """Only these files may import the package."""

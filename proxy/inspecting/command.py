@@ -20,10 +20,12 @@ from memory.context import DoesNotFit
 from memory.store import StoreError
 from proxy import wire
 from proxy.config import Config, load
+from proxy.doctor import DATABASE
 from proxy.engines.base import EngineError
 from proxy.exports import ExportError
 from proxy.inspecting import pictures
 from proxy.inspecting.acts import NotDone
+from proxy.inspecting.browse import PORT, browse
 from proxy.inspecting.client import ProxySource
 from proxy.inspecting.sources import FileSource, Source, SourceError
 from proxy.inspecting.terminal import begins, harmless, show
@@ -64,13 +66,31 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group("inspect")
-def inspect() -> None:
+@click.group("inspect", invoke_without_command=True)
+@click.option("--datasette", is_flag=True, help="Browse the database with Datasette, read-only.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, help="Its port. [8001]")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="With --datasette.")
+@click.option("--data", help="With --datasette: directory of the database.")
+@click.pass_context
+def inspect(
+    context: click.Context, datasette: bool, port: int, file: Path | None, data: str | None
+) -> None:
     """See what chatfold made of each chat, and change it.
 
     On the database file alone, also beside a running proxy; with --url on the running proxy, which
     also tells what it is doing. What changes something needs the proxy, or the file for itself.
     """
+    if context.invoked_subcommand:
+        if datasette or file or data:
+            raise click.UsageError("options of a command stand behind it")
+        return
+    if not datasette:
+        raise click.exceptions.NoArgsIsHelpError(context)
+    path = load({"data": data}, environ=os.environ, file=file).data / DATABASE
+    try:
+        browse(path, port=port, tell=click.echo)
+    except (SourceError, StoreError) as exc:
+        raise click.ClickException(str(exc)) from exc
 
 
 # -- to see --------------------------------------------------------------------------------------

@@ -14,9 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database
-from store_samples import add, branch, digests_of, in_memory, node_after, summary_of, talk
+from store_samples import (
+    add,
+    branch,
+    digests_of,
+    in_memory,
+    node_after,
+    old_store,
+    raw_bytes,
+    summary_of,
+    talk,
+)
 
 from memory import queries
+from memory.erasure import FORGOTTEN
 from memory.store import NotStored, Store, integrity
 from memory.transcript import USER, Message, message_digest
 
@@ -186,8 +197,33 @@ async def test_the_overviews_can_be_read(store: Store) -> None:
     with closing(sqlite3.connect(store._path)) as conn:
         (row,) = conn.execute("SELECT owner, messages, begins_with FROM conversation_overview")
         (span,) = conn.execute("SELECT span FROM summary_overview").fetchone()
-    assert row == ("ann", 2, "how far is the moon")
+    assert row == ("key ann", 2, "how far is the moon")
     assert span == "0-1"
+
+
+async def test_a_conversation_is_called_by_its_first_message_alone(tmp_path: Path) -> None:
+    path, nodes = tmp_path / "store.db", talk("the ferry leaves at nine", "yes", "and back?", "no")
+    old_store(path, "ann", nodes)
+
+    def called() -> list[str]:
+        with closing(sqlite3.connect(path)) as conn:
+            return [begins for (begins,) in conn.execute("SELECT begins FROM conversations")]
+
+    store = await Store.open(path)
+    try:
+        assert called() == ["the ferry leaves at nine"]
+        await store.append("ann", talk("x" * 100, "y"), conversation="other")
+        assert called() == ["the ferry leaves at nine", "x" * 80]
+        await store.forget_message("ann", nodes[1].digest)
+        assert called()[0] == "the ferry leaves at nine"
+        await store.forget_message("ann", nodes[0].digest)
+        assert called()[0] == FORGOTTEN
+        assert integrity(path) == []
+        await store.forget_conversation("ann", "old")
+        assert called() == ["x" * 80]
+    finally:
+        await store.close()
+    assert b"ferry" not in raw_bytes(path)
 
 
 # for whom
