@@ -186,7 +186,7 @@ def figures(value: Value) -> Iterator[RenderableType]:
         )
         for f in found
     ]
-    names = ("turn", "evaluated", "cached", "generated", "queued_s", "first_token_s", "evaluated")
+    names = ("turn", "evaluated", "cached", "generated", "queued_s", "first_token_s", "")
     yield table(names, rows, right=" ".join(names[:-1]))
 
 

@@ -158,7 +158,9 @@ def test_every_view_is_told_in_words(open_house: Served) -> None:
     chat = open_house.only()
     timeline = on(open_house, "timeline", chat).stdout
     assert "rank 0" in timeline and "█" in timeline and "active" in timeline
-    assert "evaluated" in on(open_house, "figures", chat).stdout
+    figures = on(open_house, "figures", chat).stdout.splitlines()
+    starts = {line.index("█") for line in figures if "█" in line}
+    assert len(starts) == 1 and "evaluated" in "".join(figures)
     given = words(open_house, "summary CHAT SUMMARY")
     behind = on(open_house, *given).stdout
     assert "They spoke of harbours" in behind and "user #" in behind
