@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$p; break; }; done),python3)
 
-.PHONY: help serve test lint types format format-check bench-flat bench-memory bench-tuning bench-remote \
+.PHONY: help serve test lint types format format-check pictures bench-flat bench-memory bench-tuning bench-remote \
 	bench-engine bench-engine-kill bench-engine-warm bench-librechat soak clean
 
 help: ## this list
@@ -36,6 +36,9 @@ format: $(DEV) ## lay out the code
 
 format-check: $(DEV) ## is the code laid out?
 	$(BIN)/ruff format --check .
+
+pictures: $(DEV) ## the pages' pictures in docs/, from a chat made anew; needs Chromium
+	$(BIN)/python -m tests.pages.pictures
 
 bench-flat: $(DEV) $(BENCH) ## the 60-turn chat beside the bare server: table, JSON, plot
 	$(BIN)/python -m bench.flat $(ARGS)

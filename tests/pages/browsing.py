@@ -6,6 +6,16 @@ import json
 import re
 from typing import Any
 
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
 WIDTHS = (1200, 390)
 SCHEMES = ("light", "dark")
 SERIOUS = ("serious", "critical")

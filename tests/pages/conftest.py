@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import FLAGS
 from long_chat import LongChat, made
 from served import TEXTS, Served, served
 
@@ -18,15 +19,6 @@ SOURCE = Path(__file__).parent / "node"
 INSTALLED = Path(__file__).parent.parent.parent / ".node-axe"
 INSTALL = ("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
 INSTALL_S = 120
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,7 @@ class LongChat:
 
 
 def made(directory: Path) -> LongChat:
+    directory.mkdir(parents=True, exist_ok=True)
     with proxy_on(directory) as proxy:
         messages: Messages = [SYSTEM]
         for number, text in enumerate(TEXTS, start=1):
