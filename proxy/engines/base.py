@@ -211,6 +211,16 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class Warmth:
+    """How much of a prompt needs no evaluation: of its `of` tokens the first `in_memory` are in the
+    KV cache, the first `on_disk` in a snapshot that a copy brings back."""
+
+    of: int
+    in_memory: int
+    on_disk: int
+
+
+@dataclass(frozen=True, slots=True)
 class Thinking:
     """How the model sets its reasoning apart. With `first` an answer begins inside of it: the
     prompt ends with the opening tag."""
@@ -270,6 +280,16 @@ class Engine(Protocol):
 
     async def count_tools(self, tools: str) -> int:
         """Tokens that these tools (Context.tools) add to a prompt. Raises EngineUnavailable."""
+        ...
+
+    @property
+    def tells_warmth(self) -> bool:
+        """Whether `warmth` can be asked: not where the cache is another program's."""
+        ...
+
+    async def warmth(self, owner: str, context: Context) -> Warmth:
+        """Of this owner's cache. Answered between two batches; changes nothing. The caller bounds
+        the wait. Raises EngineError."""
         ...
 
     def check(self, request: Generate) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import anyio
 
+from memory.context import Context
 from memory.ports import Budget
 from proxy.config import Config
 from proxy.engines import remote_embeddings
@@ -32,6 +33,8 @@ from proxy.engines.base import (
     Generate,
     ModelInfo,
     Priority,
+    RequestRefused,
+    Warmth,
 )
 from proxy.engines.hermes import told
 from proxy.engines.remote_call import Call
@@ -175,6 +178,13 @@ class RemoteEngine:
         (n_tokens,) = await self.count([told(tools) + "\n\n"])
         # A system message of their own, if there is none.
         return n_tokens + (self.info.budget.message_tokens if self.info else 0)
+
+    @property
+    def tells_warmth(self) -> bool:
+        return False
+
+    async def warmth(self, owner: str, context: Context) -> Warmth:
+        raise RequestRefused("The upstream server does not tell what is in its cache.")
 
     def check(self, request: Generate) -> None:
         """Before a server was found, only what no kind of server is asked for is refused."""

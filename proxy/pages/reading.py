@@ -28,7 +28,9 @@ from proxy.pages.serving import (
     with_owner,
 )
 from proxy.pages.snippets import snippet
+from proxy.pages.timeline import Picture, with_strips
 from proxy.pages.trees import Turn
+from proxy.pages.warmth import warmth_now
 from proxy.pages.words import teller
 
 ENTRIES = 50
@@ -116,7 +118,25 @@ async def conversation(request: Request, who: Visitor) -> Response:
     values = _chat_values(who, chat, "overview")
     values["charts"] = charts(chat.turns, chat.digests, answers)
     values["pins"] = await store.pins(who.owner, chat.entry.id)
-    return show(request, "overview.html", picture=chat.picture(), turns=turns, **values)
+    values["warm"], picture = await _warmth(request, chat)
+    return show(request, "overview.html", picture=picture, turns=turns, **values)
+
+
+async def _warmth(request: Request, chat: Chat) -> tuple[str, Picture]:
+    """In words, and in the timeline's picture."""
+    state, t = request.app.state, teller(language_for(request))
+    found = await warmth_now(state.store, state.engine, state.policy, chat)
+    if found is None:
+        return t("warm_unknown"), chat.picture()
+    drawn = with_strips(
+        chat.picture(), chat.turns, in_memory=found.in_memory, on_disk=found.on_disk
+    )
+    held = found.tokens
+    if held.on_disk > held.in_memory:
+        word = "warm_disk"
+    else:
+        word = "warm_memory" if held.in_memory else "warm_cold"
+    return t(word, n=held.in_memory, of=held.of, disk=held.on_disk), drawn
 
 
 @page

@@ -8,7 +8,7 @@ turns    | | | | | | | | | | | | | | |     the ones behind the last summary in u
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memory.records import Summary
 from proxy.pages.trees import Turn
@@ -20,6 +20,8 @@ BARS_MOST = 250
 BARS_HEIGHT = 56.0
 ROW_HEIGHT = 16.0
 ROW_GAP = 4.0
+STRIP_HEIGHT = 4.0
+STRIP_GAP = 3.0
 GAP = 0.18
 """Share of a bar's width that is left free."""
 
@@ -50,6 +52,15 @@ class SpanBox:
 
 
 @dataclass(frozen=True, slots=True)
+class Strip:
+    """A stretch from the first turn on. `kind` is memory or disk."""
+
+    y: float
+    width: float
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
     width: float
     height: float
@@ -57,6 +68,8 @@ class Picture:
     spans: tuple[SpanBox, ...]
     ranks: tuple[tuple[int, float], ...]
     """Each rank with the height at which its row stands, the highest rank first."""
+    strips: tuple[Strip, ...] = ()
+    """What is warm, under the bars."""
 
 
 def draw(
@@ -80,6 +93,19 @@ def draw(
         spans=tuple(_span(s, by_message, tops[s.rank], active) for s in summaries),
         ranks=tuple(tops.items()),
     )
+
+
+def with_strips(
+    picture: Picture, turns: Sequence[Turn], *, in_memory: int, on_disk: int
+) -> Picture:
+    """The same with a line under the messages, counted from the first, that are warm."""
+    at = _positions(turns, turns[-1].last + 1 if turns else 1)
+    lengths = (("disk", on_disk), ("memory", in_memory))  # the one in memory lies on top
+    y = picture.height + STRIP_GAP
+    strips = tuple(
+        Strip(y, round(at[min(n, len(at) - 1)], 2), kind) for kind, n in lengths if n > 0
+    )
+    return replace(picture, height=y + STRIP_HEIGHT, strips=strips)
 
 
 def _positions(turns: Sequence[Turn], n_messages: int) -> list[float]:

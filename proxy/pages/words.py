@@ -85,6 +85,26 @@ _WORDS = {
     "legend_active": ("in use", "使用中"),
     "legend_waiting": ("written, not warm yet", "作成済み・準備中"),
     "legend_past": ("merged or replaced", "統合・置換済み"),
+    "legend_memory": ("warm, in memory", "メモリー上で準備済み"),
+    "legend_disk": ("on disk", "ディスク上"),
+    "warm_memory": (
+        "Warm: {n} of {of} tokens of what stands before your next message are in memory.",
+        "準備済み: 次の発言の前に置かれる {of} トークン中 {n} がメモリーにあります。",
+    ),
+    "warm_disk": (
+        "{n} of {of} tokens of what stands before your next message are in memory, {disk} on disk: "
+        "they come back by a copy.",
+        "次の発言の前に置かれる {of} トークン中 {n} がメモリー、{disk} がディスクにあり、読み戻せます。",
+    ),
+    "warm_cold": (
+        "Cold: none of the {of} tokens of what stands before your next message are in the cache.",
+        "未準備: 次の発言の前に置かれる {of} トークンはキャッシュにありません。",
+    ),
+    "warm_unknown": (
+        "What of this is warm is not known: the model is busy or away, or runs on a server that "
+        "does not tell.",
+        "準備済みの範囲は不明です。モデルが処理中か停止中、または外部サーバーが情報を出しません。",
+    ),
     "state_active": ("in use", "使用中"),
     "state_waiting": ("written, not warm yet", "作成済み・準備中"),
     "state_past": ("merged or replaced", "統合・置換済み"),

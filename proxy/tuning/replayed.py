@@ -20,6 +20,7 @@ from proxy.engines.base import (
     ModelInfo,
     Priority,
     Started,
+    Warmth,
 )
 from proxy.tuning.simulation import Call, Line
 
@@ -66,6 +67,13 @@ class ReplayedEngine:
 
     async def forget(self, owner: str) -> None:
         await self.engine.forget(owner)
+
+    @property
+    def tells_warmth(self) -> bool:
+        return self.engine.tells_warmth
+
+    async def warmth(self, owner: str, context: Context) -> Warmth:
+        return await self.engine.warmth(owner, context)
 
     def status(self) -> dict[str, Any]:
         return self.engine.status()

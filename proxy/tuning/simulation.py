@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from memory.context import Context
@@ -26,6 +26,7 @@ from proxy.engines.base import (
     Priority,
     RequestRefused,
     Started,
+    Warmth,
 )
 from proxy.engines.embedded.sequences import common_prefix
 
@@ -156,6 +157,15 @@ class SimulatedEngine:
 
     async def count_tools(self, tools: str) -> int:
         return len(self.vocabulary.tokens(tools))
+
+    @property
+    def tells_warmth(self) -> bool:
+        return True
+
+    async def warmth(self, owner: str, context: Context) -> Warmth:
+        whole = replace(context, continues=False)
+        prompt = self.vocabulary.prompt(whole, answer_header=False)
+        return Warmth(len(prompt), self._match(owner, prompt, warm=True), 0)
 
     async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
         raise RequestRefused("A simulated model makes no embeddings.")

@@ -20,7 +20,7 @@ from typing import NoReturn
 from proxy.engines.embedded import protocol
 from proxy.engines.embedded.embedding import Embedder, Embeddings, Job
 from proxy.engines.embedded.files import FileError
-from proxy.engines.embedded.inbox import End, Inbox, Item
+from proxy.engines.embedded.inbox import End, Glance, Inbox, Item
 from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.loading import LoadError, chosen, fingerprint, state_fingerprint
 from proxy.engines.embedded.outbox import Outbox
@@ -152,6 +152,8 @@ def _handle(scheduler: Scheduler, embeddings: Embeddings, item: Item) -> None:
             scheduler.read(id_, n_texts)
         case Forget(owner=owner):
             scheduler.forget(owner)
+        case Glance(id=id_, owner=owner, tokens=tokens):
+            scheduler.look(id_, owner, tokens)
         case End():
             while scheduler.save_one():
                 pass

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from itertools import count
 from typing import Any
 
+from memory.context import Context
 from proxy.config import Config, EngineConfig, model_file
 from proxy.engines import base
 from proxy.engines.base import (
@@ -28,6 +29,7 @@ from proxy.engines.base import (
     QueueFull,
     ReaderStalled,
     Started,
+    Warmth,
 )
 from proxy.engines.embedded import protocol, translation
 from proxy.engines.embedded.protocol import Cancel, Count, Load, Submit
@@ -122,6 +124,7 @@ class EmbeddedEngine:
         self._calls: dict[int, _Call] = {}
         self._counts: dict[int, asyncio.Future[list[int]]] = {}
         self._embeddings: dict[int, asyncio.Future[Embeddings]] = {}
+        self._glances: dict[int, asyncio.Future[Warmth]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
@@ -230,6 +233,21 @@ class EmbeddedEngine:
         finally:
             if self._embeddings.pop(id_, None) and not future.done():
                 self._send(Cancel(id=id_))
+
+    @property
+    def tells_warmth(self) -> bool:
+        return True
+
+    async def warmth(self, owner: str, context: Context) -> Warmth:
+        await self._until_loaded()
+        id_ = next(self._ids)
+        future: asyncio.Future[Warmth] = asyncio.get_running_loop().create_future()
+        self._glances[id_] = future
+        try:
+            self._send(protocol.Look(id_, owner, translation.parts(context), context.tools))
+            return await future
+        finally:
+            self._glances.pop(id_, None)
 
     def check(self, request: Generate) -> None:
         translation.grammar(request)
@@ -447,6 +465,10 @@ class EmbeddedEngine:
                     future.set_result(list(counts))
             case protocol.Embedded(id=id_) | protocol.Failed(id=id_) if id_ in self._embeddings:
                 self._on_embedded(self._embeddings[id_], reply)
+            case protocol.Held(id=id_) | protocol.Failed(id=id_) if id_ in self._glances:
+                self._on_glance(self._glances[id_], reply)
+            case protocol.Held():
+                pass  # Nobody waits for it any more.
             case protocol.Taken(id=id_):
                 if call := self._calls.get(id_):
                     call.taken = True
@@ -469,6 +491,16 @@ class EmbeddedEngine:
             return
         if isinstance(reply, protocol.Embedded):
             future.set_result(Embeddings(reply.vectors, reply.prompt_tokens))
+        else:
+            future.set_exception(translation.error(reply))
+
+    def _on_glance(
+        self, future: asyncio.Future[Warmth], reply: protocol.Held | protocol.Failed
+    ) -> None:
+        if future.done():
+            return
+        if isinstance(reply, protocol.Held):
+            future.set_result(Warmth(reply.of, reply.in_memory, reply.on_disk))
         else:
             future.set_exception(translation.error(reply))
 
@@ -520,7 +552,7 @@ class EmbeddedEngine:
         return (EngineBroken if self._broken else EngineUnavailable)(self._trouble)
 
     def _futures(self) -> list[asyncio.Future[Any]]:
-        return [*self._counts.values(), *self._embeddings.values()]
+        return [*self._counts.values(), *self._embeddings.values(), *self._glances.values()]
 
     def _fail(self, call: _Call, error: EngineError) -> None:
         """Ends a call that its process will not: no later one may be handed it again."""

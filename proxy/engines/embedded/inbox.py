@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from proxy.engines.embedded.embedding import Job
 from proxy.engines.embedded.llama import Llama
@@ -12,11 +13,20 @@ from proxy.engines.embedded.protocol import Cancel, Forget, Read
 from proxy.engines.embedded.request import Request
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """A question after the cache: nothing stops for it."""
+
+    id: int
+    owner: str
+    tokens: list[int]
+
+
 class End:
     """The parent has gone, or wants the process to end."""
 
 
-Item = Request | Job | Cancel | Read | Forget | End
+Item = Request | Job | Cancel | Read | Forget | Glance | End
 
 
 class Inbox:
@@ -66,7 +76,7 @@ class Inbox:
             self._batch = None
 
     def _must_interrupt(self, item: Item) -> bool:
-        if self._batch is None or isinstance(item, Forget):
+        if self._batch is None or isinstance(item, Forget | Glance):
             return False
         if isinstance(item, End):
             return True

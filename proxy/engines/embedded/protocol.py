@@ -134,13 +134,22 @@ class Embed(msgspec.Struct, frozen=True, tag=True):
     inputs: tuple[str | tuple[int, ...], ...]
 
 
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """How much of this prompt is in the KV cache, or on disk? Answered by Held."""
+
+    id: int
+    owner: str
+    messages: tuple[Part, ...]
+    tools: str = ""
+
+
 class Forget(msgspec.Struct, frozen=True, tag=True):
     """Everything of this owner leaves the KV cache and the disk."""
 
     owner: str
 
 
-Command = Load | Submit | Cancel | Read | Count | CountTools | Embed | Forget
+Command = Load | Submit | Cancel | Read | Count | CountTools | Embed | Look | Forget
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -244,6 +253,13 @@ class Embedded(msgspec.Struct, frozen=True, tag=True):
     prompt_tokens: int
 
 
+class Held(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    of: int
+    in_memory: int
+    on_disk: int
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """Sent after each change of the queue: who runs, who waits, how full the cache is."""
 
@@ -273,6 +289,7 @@ Reply = (
     | Cancelled
     | Counted
     | Embedded
+    | Held
     | Stats
 )
 

@@ -14,7 +14,7 @@ from typing import NoReturn, assert_never
 from proxy.engines.embedded import protocol
 from proxy.engines.embedded.embedding import Embedder, Job
 from proxy.engines.embedded.grammar import GrammarError
-from proxy.engines.embedded.inbox import End, Inbox
+from proxy.engines.embedded.inbox import End, Glance, Inbox
 from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.outbox import Outbox
 from proxy.engines.embedded.prompt import Prompter, UnknownToken
@@ -26,6 +26,7 @@ from proxy.engines.embedded.protocol import (
     Embed,
     Forget,
     Load,
+    Look,
     Read,
     Submit,
 )
@@ -90,6 +91,8 @@ class Reader:
                 self._count_tools(command)
             case Embed(id=id_, inputs=inputs):
                 self._embed(id_, inputs)
+            case Look():
+                self._look(command)
             case Load():
                 raise ValueError("a second Load")
             case _:
@@ -102,6 +105,17 @@ class Reader:
             # The request itself will be refused for the same reason, with a sentence.
             cost = self._prompter.count(command.tools)
         self._outbox.send(protocol.Counted(id=command.id, counts=(cost,)))
+
+    def _look(self, command: Look) -> None:
+        try:
+            # As the keeper warms it: up to where the next message will stand.
+            tokens = self._prompter.tokens(
+                command.messages, answer_header=False, continues=False, tools=command.tools
+            )
+        except TemplateError as exc:
+            self._refuse(command.id, "refused", str(exc))
+            return
+        self._inbox.put(Glance(command.id, command.owner, tokens))
 
     def _embed(self, id_: int, inputs: Sequence[str | Sequence[int]]) -> None:
         most = self._embedder.window_tokens

@@ -28,6 +28,7 @@ from proxy.engines.embedded.protocol import (
     Cancelled,
     Ended,
     Failed,
+    Held,
     Reply,
     Stats,
     Taken,
@@ -146,6 +147,14 @@ class Scheduler:
             checkpoint_bytes=cache.checkpoints.n_bytes,
             checkpoint_hits=cache.checkpoints.hits,
         )
+
+    def look(self, asked: int, owner: str, tokens: Sequence[int]) -> None:
+        """Tells how much of a prompt would not have to be evaluated. Changes nothing."""
+        on_disk = 0
+        if self._snapshots is not None:
+            on_disk = self._snapshots.match(owner, tokens, reach=self._llama.saved_reaches)[1]
+        in_memory = self._cache.match_prefix(owner, tokens).n
+        self._emit(Held(id=asked, of=len(tokens), in_memory=in_memory, on_disk=on_disk))
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the books of the cache do not balance."""

@@ -30,7 +30,7 @@ def submit(id_: int, request: Generate, *, unread_most: int) -> Submit:
         id=id_,
         owner=request.owner,
         priority=int(request.priority),
-        messages=_parts(request.context),
+        messages=parts(request.context),
         continues=request.context.continues,
         max_tokens=request.max_tokens,
         keep=request.keep,
@@ -71,7 +71,7 @@ def delta(reply: protocol.Text) -> Delta:
     return Delta(reply.text, reply.choice, logprobs)
 
 
-def _parts(context: Context) -> tuple[Part, ...]:
+def parts(context: Context) -> tuple[Part, ...]:
     return tuple(_part(m) for m in context.messages)
 
 
