@@ -135,10 +135,9 @@ class RemoteEngine:
         return self.info is not None and self._watch is not None and self._watch.there
 
     async def model(self) -> ModelInfo:
-        """Waits `connect_s` at most for a server that never answered yet."""
+        """Waits `connect_s` for a server that never answered yet, longer if it is being asked."""
         if self.info is None and self._watch:
-            with anyio.move_on_after(self._settings.connect_s):
-                await self._watch.known.wait()
+            await self._watch.until_known(within_s=self._settings.connect_s)
         if self.info is None:
             trouble = self._watch.trouble if self._watch else ""
             raise EngineUnavailable(trouble or "The upstream server has not answered yet.")

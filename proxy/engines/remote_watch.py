@@ -46,6 +46,8 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
         self.known = asyncio.Event()
         """Set once the server was found for the first time."""
+        self._heard = asyncio.Event()
+        """Set once it was found, or was not: a first question is over."""
         self.trouble = ""
         self.times_found = 0
 
@@ -64,6 +66,15 @@ class Watch:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    async def until_known(self, *, within_s: float) -> None:
+        """Waits for a server that was never found, so long; and to the end of the first question,
+        ASK_S at most: a slow server is at work on its answer."""
+        with anyio.move_on_after(within_s):
+            await self.known.wait()
+        if not self._heard.is_set():
+            with anyio.move_on_after(ASK_S):
+                await self._heard.wait()
+
     def take_note(self, exc: EngineError) -> None:
         """Of a request that failed: a server that cannot be reached may come back as another."""
         if isinstance(exc, Unreachable):
@@ -74,6 +85,7 @@ class Watch:
             log.warning("%s", why)
         self.trouble = why
         self._lost.set()
+        self._heard.set()
 
     async def _watch(self) -> None:
         while True:
@@ -127,3 +139,4 @@ class Watch:
         self.times_found += 1
         self._lost.clear()
         self.known.set()
+        self._heard.set()

@@ -429,6 +429,30 @@ async def test_a_server_that_comes_later_is_found() -> None:
         await engine.stop()
 
 
+async def test_a_server_that_takes_its_time_to_say_what_it_is_is_waited_for() -> None:
+    said = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await said.wait()
+        await exchange.reply(server.models)
+
+    server = Upstream()
+    server.routes["GET", "/v1/models"] = slow
+    async with server.serving():
+        engine = RemoteEngine.from_config(
+            Config(upstream=server.url, timeouts=TimeoutsConfig(connect_s=0.1))
+        )
+        await engine.start()
+        try:
+            asked = asyncio.create_task(ask(engine))
+            await asyncio.sleep(0.3)
+            assert not asked.done()
+            said.set()
+            assert text(await asked) == "Hello"
+        finally:
+            await engine.stop()
+
+
 async def test_a_server_that_comes_back_with_another_model_is_known_again() -> None:
     server = Upstream()
     async with server.serving():
