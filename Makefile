@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$p; break; }; done),python3)
 
-.PHONY: help serve test lint types format format-check pictures bench-flat bench-memory bench-tuning bench-remote \
+.PHONY: help serve test fuzz lint types format format-check pictures bench-flat bench-memory bench-tuning bench-remote \
 	bench-engine bench-engine-kill bench-engine-warm bench-librechat soak clean
 
 help: ## this list
@@ -24,6 +24,10 @@ serve: $(RUNTIME) ## run chatfold; flags: make serve ARGS="--port 9000 --n-ctx 4
 test: $(DEV) $(BENCH) ## run the tests; flags: make test ARGS="-k sse -x"
 	@$(BIN)/python scripts/install_node.py
 	$(BIN)/python -m pytest $(ARGS)
+
+EXAMPLES ?= 1000
+fuzz: $(DEV) ## schemathesis against the published API: no server error; make fuzz EXAMPLES=100
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/e2e/test_fuzz.py $(ARGS)
 
 lint: $(DEV) ## ruff's checks
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ class _JsonSchema(msgspec.Struct, frozen=True):
 class ResponseFormat(msgspec.Struct, frozen=True):
     """OpenAI's object. `schema` beside `json_object` is llama.cpp's own way to give one."""
 
-    type: str = "text"
+    type: str
     json_schema: _JsonSchema | None = None
     schema: msgspec.Raw = NOTHING
 

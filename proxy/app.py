@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -44,6 +45,9 @@ from proxy.side import Sides
 from proxy.trace import Trace
 from proxy.upkeep import Upkeep
 
+OPENAPI = Path(__file__).parent / "openapi.json"
+"""The routes of the OpenAI API as they are served, for machines."""
+
 
 def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
     """The proxy as an ASGI application. Nothing is opened or started before its lifespan begins.
@@ -55,6 +59,7 @@ def create_app(config: Config, *, engine: Engine | None = None) -> Starlette:
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
         Route("/healthz", healthz, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
@@ -198,6 +203,11 @@ async def models(request: Request) -> Response:
 
 def _model_name(config: Config) -> str:
     return "chatfold" if config.upstream else model_file(config).stem
+
+
+async def openapi(request: Request) -> Response:
+    check_key(request)
+    return Response(OPENAPI.read_bytes(), media_type="application/json")
 
 
 async def healthz(request: Request) -> Response:

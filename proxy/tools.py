@@ -95,8 +95,13 @@ def parse_tools(
     if offered:
         choice = _choice(function_call, "function_call")
         return _chosen(offered, choice, "function_call", one_call=True, legacy=True)
-    if _choice(tool_choice, "tool_choice") not in ("auto", "none"):
-        raise bad_request("`tool_choice` asks for a call, but there are no tools.", param="tools")
+    for raw, param, missing in (
+        (tool_choice, "tool_choice", "tools"),
+        (function_call, "function_call", "functions"),
+    ):
+        if _choice(raw, param) not in ("auto", "none"):
+            sentence = f"`{param}` asks for a call, but there are no {missing}."
+            raise bad_request(sentence, param=missing)
     return NO_TOOLS
 
 
