@@ -94,6 +94,8 @@ class Keeper:
         self._redraft = redraft
         self._jobs: OrderedDict[tuple[str, str], Job] = OrderedDict()
         self._current: Job | None = None
+        self.span: tuple[int, int] | None = None
+        """Depths of the first and the last message that a summary is being written of."""
         self._news = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -273,13 +275,17 @@ class Keeper:
         merged = history.active[step.index : step.index + 2] if isinstance(step, Merge) else ()
         at_once = self._is_backlog(history)
         task = Task(await span_of(self._store, self._counter, history, step), merged, at_once)
-        written = await self._scribe.summary(
-            history,
-            task,
-            model=self._host().model,
-            clock=self._clock,
-            redraft=self._redraft,
-        )
+        self.span = task.nodes[0].depth, task.nodes[-1].depth
+        try:
+            written = await self._scribe.summary(
+                history,
+                task,
+                model=self._host().model,
+                clock=self._clock,
+                redraft=self._redraft,
+            )
+        finally:
+            self.span = None
         summary = await self._store.add_summary(job.owner, written)
         self._observe(
             "summarised",

@@ -93,6 +93,8 @@ class Run:
     interruptions: int = 0
     attempts: int = 0
     trouble: str = ""
+    span: tuple[int, int] | None = None
+    """Depths of the first and the last message of the block that was begun last."""
     at_work: bool = False
     """Whether a block is being written now; else it waits for the keeper or for other sets."""
 
@@ -296,6 +298,7 @@ class Rewriter:
         if isinstance(step, Merge):
             step = replace(step, index=step.index + len(history.active) - len(blocks))
         nodes = await span_of(self._store, self._counter, history, step)
+        run.span = nodes[0].depth, nodes[-1].depth
         self._observe(
             "rewriting",
             owner=owner,

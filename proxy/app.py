@@ -106,6 +106,8 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
     state = app.state
     policy, counter = load_policy(config.policy), EngineTokens(state.engine)
     background = BackgroundModel(state.engine, state.metrics)
+    again = BackgroundModel(state.engine, state.metrics)
+    state.background, state.again = background, again
 
     def observe(event: str, /, **fields: Any) -> None:
         trace(event, **fields)
@@ -127,7 +129,7 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
     state.rewriter = Rewriter(
         store=state.store,
         keeper=state.keeper,
-        completer=background,
+        completer=again,
         counter=counter,
         host=counter.host,
         observe=observe,

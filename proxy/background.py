@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from memory.context import Context
 from memory.keeper import Host
@@ -17,7 +17,9 @@ from proxy.engines.base import (
     Finished,
     Generate,
     Priority,
+    Reading,
     Sampling,
+    Started,
 )
 from proxy.metrics import BACKGROUND, Metrics
 
@@ -31,12 +33,27 @@ TOOLS_KEPT = 64
 """Sets of tools whose tokens are remembered: a client sends the same with every request."""
 
 
+@dataclass(slots=True)
+class Doing:
+    """How far a background request is, in tokens: `read` of the prompt's `of` (0: not known yet),
+    and about how many are `written` of at most `most`; `most` is 0 where a context is warmed."""
+
+    owner: str
+    conversation: str
+    most: int
+    read: int = 0
+    of: int = 0
+    written: int = 0
+
+
 class BackgroundModel:
-    """Nothing of this ever runs while a user's request does; the engine sees to it."""
+    """Nothing of this ever runs while a user's request does; the engine sees to it. For one worker,
+    which asks for one thing at a time: `doing` is that, None where it asks for nothing."""
 
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._engine = engine
         self._metrics = metrics
+        self.doing: Doing | None = None
 
     async def complete(
         self, owner: str, context: Context, *, conversation: str, max_tokens: int
@@ -51,6 +68,7 @@ class BackgroundModel:
             keep=False,
             # A summary's few tokens would be spent on thoughts.
             thinks=False,
+            tells_progress=True,
         )
         text, finished = await self._run(request)
         return Completion(
@@ -65,7 +83,12 @@ class BackgroundModel:
         # The answer at its end is a whole one: the next turn begins behind its end-of-turn mark.
         whole = replace(context, continues=False)
         request = Generate(
-            owner, whole, Priority.BACKGROUND, max_tokens=0, conversation=conversation
+            owner,
+            whole,
+            Priority.BACKGROUND,
+            max_tokens=0,
+            conversation=conversation,
+            tells_progress=True,
         )
         _, finished = await self._run(request)
         return finished.prompt_tokens - finished.cached_tokens
@@ -73,12 +96,23 @@ class BackgroundModel:
     async def _run(self, request: Generate) -> tuple[str, Finished]:
         text: list[str] = []
         finished: Finished | None = None
-        async with self._engine.generate(request) as events:
-            async for event in events:
-                if isinstance(event, Delta):
-                    text.append(event.text)
-                elif isinstance(event, Finished):
-                    finished = event
+        doing = Doing(request.owner, request.conversation, request.max_tokens or 0)
+        self.doing = doing
+        try:
+            async with self._engine.generate(request) as events:
+                async for event in events:
+                    match event:
+                        case Reading(done=done, of=of):
+                            doing.read, doing.of = done, of
+                        case Started(prompt_tokens=of):
+                            doing.read = doing.of = of
+                        case Delta(text=piece):
+                            text.append(piece)
+                            doing.written += 1  # a piece is a token, nearly always
+                        case Finished():
+                            finished = event
+        finally:
+            self.doing = None
         assert finished is not None, "an engine ends with Finished or raises"
         self._metrics.tokens(
             BACKGROUND,

@@ -138,6 +138,8 @@ class Generate:
     raw: str | tuple[int, ...] | None = None
     client_key: str = field(default="", repr=False)
     thinks: bool = True
+    tells_progress: bool = False
+    """Whether Reading is wanted, where the engine can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,15 @@ class Started:
 
     prompt_tokens: int
     cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Before Started, now and then: `done` of the prompt's `of` tokens are evaluated or were in the
+    cache. Only where the request asked for it."""
+
+    done: int
+    of: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +210,7 @@ class Finished:
     reasoning_tokens: int = 0
 
 
-Event = Started | Delta | Finished
+Event = Reading | Started | Delta | Finished
 
 
 @dataclass(frozen=True, slots=True)

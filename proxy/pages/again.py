@@ -14,7 +14,7 @@ from proxy import rewrites
 from proxy.pages.access import Refused, Visitor
 from proxy.pages.chats import Chat, read_chat
 from proxy.pages.comparing import FACTS_SHOWN
-from proxy.pages.live import stream
+from proxy.pages.live import progress_words, stream
 from proxy.pages.render import language_for
 from proxy.pages.serving import chat_of, form, page, see, show
 from proxy.pages.words import teller
@@ -90,7 +90,11 @@ def _facts(request: Request, one: Rewrite, run: Run | None) -> dict[str, str]:
     t = teller(language_for(request))
     if not run.at_work:
         return {"again": t("again_waits", done=run.done, of=run.of)}
-    return {"again": t("again_runs", done=run.done, of=run.of, n=run.blocks)}
+    model = request.app.state.again
+    told = t("again_runs", done=run.done, of=run.of, n=run.blocks)
+    if model.doing and model.doing.owner == run.job.owner:
+        told = f"{told} {progress_words(t, model.doing, run.span)}"
+    return {"again": told}
 
 
 @page

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy import sse
+from proxy.background import Doing
 from proxy.disconnect import EventStream
 from proxy.pages.access import LoginNeeded, Refused, Visitor
 from proxy.pages.render import language_for
@@ -63,6 +64,7 @@ def _facts(request: Request, who: Visitor) -> dict[str, str]:
     t = teller(language_for(request))
     facts = facts_of(state.engine.status())
     facts["background"] = t("live_background_now", **background)
+    facts["progress"] = progress_now(request, who.owner) or "-"
     classes = ("chat", "side", "background")
     for name in ("running", "waiting"):
         counts = facts[name].split("/")
@@ -70,6 +72,34 @@ def _facts(request: Request, who: Visitor) -> dict[str, str]:
             f"{t(cls + '_class')} {n}" for cls, n in zip(classes, counts, strict=True)
         )
     return facts
+
+
+def progress_now(request: Request, owner: str) -> str:
+    """What is done in the background of this owner's chats, and how far it is; "" for nothing.
+    Of others' chats nothing is told."""
+    state, t = request.app.state, teller(language_for(request))
+    run = state.rewriter.run_of(owner)
+    found = []
+    workers = ((state.background, state.keeper.span), (state.again, run.span if run else None))
+    for model, span in workers:
+        if model.doing and model.doing.owner == owner:
+            found.append(progress_words(t, model.doing, span))
+    return "; ".join(found)
+
+
+def progress_words(t: Callable[..., str], doing: Doing, span: tuple[int, int] | None) -> str:
+    if not doing.most:
+        what = t("progress_warming")
+    elif span:
+        what = t("progress_messages", first=span[0] + 1, last=span[1] + 1)
+    else:
+        what = t("progress_summarising")
+    if not doing.of:
+        return t("progress_waits", what=what)
+    if not doing.most or doing.read < doing.of:
+        return t("progress_reads", what=what, read=doing.read, of=doing.of)
+    values = {"of": doing.of, "written": doing.written, "most": doing.most}
+    return t("progress_writes", what=what, **values)
 
 
 def facts_of(status: Mapping[str, Any]) -> dict[str, str]:

@@ -384,6 +384,22 @@ _WORDS = {
         "{running} running, {pending} waiting",
         "実行 {running}、待ち {pending}",
     ),
+    "live_progress": ("Your chats, in the background", "あなたの会話の裏の作業"),
+    "progress_warming": ("reading the next context", "次の文脈の読み込み"),
+    "progress_summarising": ("summarising", "要約"),
+    "progress_messages": (
+        "summarising messages {first}-{last}",
+        "メッセージ {first}〜{last} の要約",
+    ),
+    "progress_waits": ("{what}: waits for the model", "{what}: モデルの空き待ち"),
+    "progress_reads": (
+        "{what}: {read} of {of} tokens read",
+        "{what}: {of} トークン中 {read} を読み込み済み",
+    ),
+    "progress_writes": (
+        "{what}: {of} of {of} tokens read, {written} of {most} written",
+        "{what}: {of} トークンを読み込み済み、{most} トークン中 {written} を作成済み",
+    ),
     "live_cells": ("KV cells in use", "使用中の KV セル"),
     "live_sequences": ("Sequences", "系列"),
     "live_snapshots": ("Snapshots on disk", "ディスク上の控え"),

@@ -28,6 +28,7 @@ from proxy.engines.base import (
     ModelInfo,
     QueueFull,
     ReaderStalled,
+    Reading,
     Started,
     Warmth,
 )
@@ -317,6 +318,8 @@ class EmbeddedEngine:
                 case protocol.Failed():
                     self._calls.pop(call.submit.id, None)
                     raise translation.error(reply)
+                case protocol.Reading(done=done, of=of):
+                    yield Reading(done, of)
                 case protocol.Began():
                     yield Started(reply.prompt_tokens, reply.cached_tokens)
                 case protocol.Text():

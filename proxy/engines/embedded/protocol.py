@@ -101,6 +101,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     must_call: tuple[str, ...] = ()
     """Names of tools; the answer is held to calls of them, with `one_call` to one."""
     one_call: bool = False
+    tells_progress: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -175,6 +176,15 @@ class Taken(msgspec.Struct, frozen=True, tag=True):
     """The request left the queue. If the process dies now, this request may be why."""
 
     id: int
+
+
+class Reading(msgspec.Struct, frozen=True, tag=True):
+    """So much of the prompt is evaluated; for requests that asked for it, twice a second at
+    most."""
+
+    id: int
+    done: int
+    of: int
 
 
 class Began(msgspec.Struct, frozen=True, tag=True):
@@ -282,6 +292,7 @@ Reply = (
     | Fatal
     | Pulse
     | Taken
+    | Reading
     | Began
     | Text
     | Ended

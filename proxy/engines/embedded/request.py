@@ -37,6 +37,8 @@ class Request:
     began_at: float = 0.0
     first_token_at: float = 0.0
     paused: bool = False
+    told_at: float = 0.0
+    """When its progress was last told."""
     said: int = 0
     read: int = 0
     """Texts given out, and those that the reader has taken, of all answers together."""

@@ -29,6 +29,7 @@ from proxy.engines.embedded.protocol import (
     Ended,
     Failed,
     Held,
+    Reading,
     Reply,
     Stats,
     Taken,
@@ -51,6 +52,10 @@ CHECKPOINT_BYTES = 512 << 20
 
 BRANCH_TOKENS_LEAST = 32
 """Where prompts part this far behind what could be reused, the next one will find a checkpoint."""
+
+
+PROGRESS_S = 0.5
+"""From one word on a prompt's progress to the next."""
 
 
 class Gate(Protocol):
@@ -391,6 +396,16 @@ class Scheduler:
         request.evaluated_prompt += max(0, min(start + len(tokens), request.n_prompt) - start)
         self._cache.extend(request.sequence, tokens)
         self._mark(request)
+        self._tell_progress(request)
+
+    def _tell_progress(self, request: Request) -> None:
+        now = self._clock()
+        if request.submit.tells_progress and now - request.told_at >= PROGRESS_S:
+            assert request.sequence is not None
+            done = min(len(request.sequence.tokens), request.n_prompt)
+            if done < request.n_prompt:
+                request.told_at = now
+                self._emit(Reading(id=request.id, done=done, of=request.n_prompt))
 
     def _next_token(self, request: Request, index: int) -> None:
         """Chooses from the logits of batch entry `index`; at a prompt's end for every answer."""

@@ -53,6 +53,7 @@ def submit(id_: int, request: Generate, *, unread_most: int) -> Submit:
         grammar=grammar(request),
         must_call=request.format.names if isinstance(request.format, CallFormat) else (),
         one_call=isinstance(request.format, CallFormat) and request.format.one_call,
+        tells_progress=request.tells_progress,
     )
 
 
