@@ -90,7 +90,7 @@ def _digest(body: bytes) -> bytes:
 
 async def _plan_at_once(request: Request, chat: ChatRequest, planning: Planning) -> Plan | None:
     """None for a stream whose model is not there yet. It waits with its headers out, and is told
-    of a failure in the stream: a 503 would be tried again for 110 seconds."""
+    of a failure in the stream. Raises EngineUnavailable, of which `errors.for_client` says how."""
     if chat.stream and not request.app.state.engine.ready():
         return None
     try:

@@ -1,17 +1,19 @@
 """What went wrong, in the shape that OpenAI clients understand.
 
 Clients differ in what they do with a status. LibreChat shows a 400, 401, 403, 404 or 413 at once
-and tries 429 and 5xx again for up to 110 seconds: so what will not heal in seconds is a 4xx.
+and tries 429 and 5xx again for up to 110 seconds: so what will not heal in seconds is a 4xx, and
+what may is one for the clients that do so (`for_client`).
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -28,6 +30,7 @@ from proxy.engines.base import (
     ReaderStalled,
     RequestRefused,
 )
+from proxy.librechat.side import repeats_itself
 
 logger = logging.getLogger("chatfold")
 
@@ -141,6 +144,15 @@ def as_api_error(exc: Exception) -> ApiError:
             return unexpected()
 
 
+def for_client(error: ApiError, headers: Mapping[str, str]) -> ApiError:
+    """The error as this client must be told it, by its request's headers. One that repeats itself
+    would ask again what failed for up to 110 seconds, while its user sees a spinner: it gets a 400,
+    which it shows at once. All others are told when to come again."""
+    if not repeats_itself(headers) or not (error.status == 429 or error.status >= 500):
+        return error
+    return ApiError(400, error.message, type=error.type, param=error.param, code=error.code)
+
+
 def exception_handlers() -> dict[Any, Handler]:
     """For Starlette(exception_handlers=...). `LastResort` takes whatever is not in here."""
     return {
@@ -178,11 +190,12 @@ class LastResort:
         except Exception:
             logger.exception("unexpected error in %s %s", scope["method"], scope["path"])
             if not started:
-                await unexpected().response()(scope, receive, send)
+                error = for_client(unexpected(), Headers(scope=scope))
+                await error.response()(scope, receive, send)
 
 
 async def _answer(request: Request, exc: Exception) -> Response:
-    return as_api_error(exc).response()
+    return for_client(as_api_error(exc), request.headers).response()
 
 
 async def _client_gone(request: Request, exc: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -119,3 +120,22 @@ def test_a_model_that_cannot_be_loaded_is_told_by_readyz_the_log_and_every_chat(
         assert (answer.status_code, answer.json()["error"]["message"]) == (400, trouble)
         assert proxy.get("/healthz").status_code == 200
         assert proxy.log_path.read_text().count(trouble) == 1
+
+
+def test_a_server_that_is_away_is_a_503_to_ask_again_but_to_librechat_an_error_at_once(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as nobody:  # Bound and not listening: nobody else gets the port.
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        fast = {"CHATFOLD_TIMEOUTS_CONNECT_S": "0.5"}
+        with serving(tmp_path, "--upstream", url, ready=False, **fast) as proxy:
+            question = [{"role": "user", "content": "Hello"}]
+            later = ask(proxy, question)
+            assert (later.status_code, later.headers["retry-after"]) == (503, "1")
+            agent = {"user-agent": "langchainjs-openai/1.0.0 ((node/v20.20.2; linux; x64))"}
+            now = proxy.post("/v1/chat/completions", {"messages": question}, headers=agent)
+            assert (now.status_code, now.headers.get("retry-after")) == (400, None)
+            for error in (later.json()["error"], now.json()["error"]):
+                assert error["code"] == "engine_unavailable"
+                assert "cannot be reached" in error["message"]

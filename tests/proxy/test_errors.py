@@ -38,7 +38,9 @@ def app_that_raises(exc: Exception) -> Starlette:
     )
 
 
-def ask(app: Starlette, path: str = "/x", method: str = "POST") -> tuple[int, dict[str, Any], Any]:
+def ask(
+    app: Starlette, path: str = "/x", method: str = "POST", *, agent: str = ""
+) -> tuple[int, dict[str, Any], Any]:
     """Status, headers and JSON of one request, straight through ASGI."""
     sent: list[Any] = []
 
@@ -48,7 +50,7 @@ def ask(app: Starlette, path: str = "/x", method: str = "POST") -> tuple[int, di
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = [(b"host", b"example:1")]
+    headers = [(b"host", b"example:1"), (b"user-agent", agent.encode())]
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "headers": headers}
     scope |= {"query_string": b"", "root_path": "", "scheme": "http", "server": ("x", 1)}
     asyncio.run(app(scope, receive, send))
@@ -82,6 +84,31 @@ def test_known_failures(exc: Exception, status: int, code: str | None) -> None:
 def test_what_heals_says_when_to_try_again() -> None:
     for exc in (QueueFull("Full."), EngineUnavailable("Loading.")):
         assert from_engine(exc).headers["retry-after"] == "1"
+
+
+AGENTS = ("langchainjs-openai/1.0.0 ((node/v20.20.2; linux; x64))", "OpenAI/JS 4.20.1")
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize(
+    "exc",
+    [QueueFull("Full."), EngineCrashed("Crashed."), EngineError("Odd."), ZeroDivisionError("x")],
+    ids=repr,
+)
+def test_a_client_that_would_ask_again_for_minutes_is_told_at_once(
+    exc: Exception, agent: str
+) -> None:
+    app = app_that_raises(exc)
+    status, headers, error = ask(app, agent=agent)
+    others_status, _, others = ask(app, agent="OpenAI/Python 3.54.0")
+    assert status == 400
+    assert "retry-after" not in headers
+    assert error == others
+    assert others_status == 429 or others_status >= 500
+
+
+def test_a_wrong_request_of_such_a_client_keeps_its_status() -> None:
+    assert ask(app_that_raises(too_large(5)), agent=AGENTS[0])[0] == 413
 
 
 def test_an_unexpected_exception_is_logged_once_and_tells_the_client_nothing(
