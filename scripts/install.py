@@ -1,6 +1,8 @@
 """Fills .venv (and .venv-bench) from the lock files. Run by the Makefile; standard library only.
 
-    python scripts/install.py runtime|dev|bench
+    python scripts/install.py packages|runtime|dev|bench
+
+`runtime` is `packages`, what chatfold needs, and chatfold itself.
 
 Everything comes from the locks by hash, build tools included, and nothing is resolved
 (`--no-deps`): what runs here is what was tested. The first installation compiles llama.cpp;
@@ -64,19 +66,29 @@ def say(line: str) -> None:
 
 
 def main(what: str) -> None:
-    steps = {"runtime": install_runtime, "dev": install_dev, "bench": install_bench}
+    steps = {
+        "packages": install_packages,
+        "runtime": install_runtime,
+        "dev": install_dev,
+        "bench": install_bench,
+    }
     steps[what]()
 
 
-def install_runtime() -> None:
+def install_packages() -> None:
     ensure_venv(VENV)
     if not has_llama_cpp():
         ensure_compiler()
     (VENV / "build.log").unlink(missing_ok=True)
-    say("Installing chatfold into .venv")
+    say("Installing what chatfold needs into .venv")
     pip(VENV, "--requirement", "requirements-build.lock")
     pip(VENV, "--no-build-isolation", "--requirement", "requirements.lock")
     pip(VENV, "--requirement", "requirements-model.lock")
+
+
+def install_runtime() -> None:
+    install_packages()
+    say("Installing chatfold into .venv")
     pip(VENV, "--no-build-isolation", "--editable", ".", hashes=False)
 
 
