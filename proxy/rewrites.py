@@ -21,6 +21,8 @@ from proxy.pages.comparing import Comparison, compare
 KNOBS = ("summary", "block", "summaries", "method", "ask_on", "merge_from", "language", "prompt")
 """What shapes a summary's text or span. The other knobs say when a compaction begins."""
 KNOB_CHARS = 4000
+NEWEST_DEFAULT = 3
+"""Summaries in use that are written again where nobody says how many: minutes, not hours."""
 
 WAITING, RUNNING, STOPPED, DONE, USED = "waiting", "running", "stopped", "done", "used"
 

@@ -46,7 +46,10 @@ ONE_DOOR = {
     "sqlite3": STORE_FILES,
     "sqlite_utils": STORE_FILES,
     "datasette": {"proxy/inspecting/browse.py"},
-    "rich": {f"proxy/inspecting/{name}.py" for name in ("command", "pictures", "terminal")},
+    "rich": {
+        f"proxy/inspecting/{name}.py"
+        for name in ("asking", "command", "pictures", "rewrite_pictures", "terminal")
+    },
 }
 """Only these files may import the package."""
 

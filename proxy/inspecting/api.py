@@ -24,8 +24,9 @@ from proxy.engines.base import EngineUnavailable, ModelInfo
 from proxy.errors import ApiError, bad_request
 from proxy.exports import ExportError, parse_export
 from proxy.headers import bearer_token, owner_of
-from proxy.inspecting import acts
-from proxy.inspecting.views import CHAT, VIEWS, BadQuestion, Desk, NotThere, View, summary_of
+from proxy.inspecting import acts, rewrite_acts
+from proxy.inspecting.paths import CHAT, VIEWS, View
+from proxy.inspecting.views import BadQuestion, Desk, NotThere, summary_of
 from proxy.pages.access import OWNER_NAME, Refused, owner_for, require_own_origin
 from proxy.pages.acts import forget_in_memory, wake
 from proxy.pages.chats import digest_in
@@ -45,7 +46,7 @@ Work = Callable[[Request, Desk], Awaitable[Any]]
 
 def api_routes() -> list[Route]:
     reads = [Route(f"/api{path}", _reads(view), methods=["GET"]) for path, view in VIEWS.values()]
-    chat = f"/api{CHAT}"
+    chat, rewrite = f"/api{CHAT}", f"/api{VIEWS['rewrite'][0]}"
     return [
         *reads,
         Route("/api/owners", owners, methods=["GET"]),
@@ -55,6 +56,13 @@ def api_routes() -> list[Route]:
         Route(f"{chat}/pins/{{pin:int}}", _acts(unpin), methods=["DELETE"]),
         Route(f"{chat}/summaries/{{summary:int}}", _acts(correct), methods=["PUT"]),
         Route(f"{chat}/messages/{{message}}", _acts(forget_message), methods=["DELETE"]),
+        Route(f"{chat}/rewrites", _acts(rewrite_acts.begin), methods=["POST"]),
+        Route(rewrite, _acts(rewrite_acts.discard), methods=["DELETE"]),
+        Route(f"{rewrite}/events", rewrite_events, methods=["GET"]),
+        *[
+            Route(f"{rewrite}/{name}", _acts(work), methods=["POST"])
+            for name, work in rewrite_acts.ACTS.items()
+        ],
     ]
 
 
@@ -93,7 +101,8 @@ async def desk_of(request: Request) -> Desk:
             raise EngineUnavailable("The model is not loaded yet.")
         return EngineTokens(state.engine), state.engine.info
 
-    return Desk(state.store, await owner_asked_for(request), state.policy, model)
+    owner = await owner_asked_for(request)
+    return Desk(state.store, owner, state.policy, model, state.rewriter)
 
 
 def _reads(view: View) -> Endpoint:
@@ -169,6 +178,14 @@ async def _changes(request: Request) -> AsyncGenerator[bytes, None]:
             yield sse.data(now)
             last = now
         await asyncio.sleep(LOOK_S)
+
+
+async def rewrite_events(request: Request) -> Response:
+    """How far a set of summaries is that is written again."""
+    desk = await desk_of(request)
+    with _said():
+        found = await rewrite_acts.events(request, desk)
+    return EventStream(found, ping_s=request.app.state.config.timeouts.ping_s)
 
 
 # -- acts ----------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import httpx
 import msgspec
 
 from proxy import wire
+from proxy.inspecting.paths import CHAT, VIEWS
 from proxy.inspecting.sources import SourceError
-from proxy.inspecting.views import CHAT, VIEWS
 
 CONNECT_S = 5.0
 ANSWER_S = 60.0
@@ -54,8 +54,14 @@ class ProxySource:
         query = {k: v for k, v in asked.items() if k not in words}
         return await self._ask("GET", _filled(path, **words), query=query)
 
-    async def live(self) -> AsyncGenerator[Any, None]:
-        url, query = f"{self._url}/api/live", {"owner": self._owner}
+    def live(self) -> AsyncGenerator[Any, None]:
+        return self._events("/live")
+
+    def progress(self, conversation: str, rewrite: int) -> AsyncGenerator[Any, None]:
+        return self._events(_of_rewrite(conversation, rewrite, "/events"))
+
+    async def _events(self, path: str) -> AsyncGenerator[Any, None]:
+        url, query = f"{self._url}/api{path}", {"owner": self._owner}
         bound = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
         try:
             async with self._client.stream("GET", url, params=query, timeout=bound) as response:
@@ -93,6 +99,19 @@ class ProxySource:
 
     async def take_import(self, data: bytes) -> Any:
         return await self._ask("POST", "/import", content=data, answer_s=UPKEEP_S)
+
+    async def begin_rewrite(
+        self, conversation: str, *, leaf: str, policy: str, newest: int, knobs: dict[str, str]
+    ) -> Any:
+        path = _filled(VIEWS["rewrites"][0], conversation=conversation)
+        value = {"policy": policy, "newest": newest, "knobs": knobs}
+        return await self._ask("POST", path, value=value, query={"leaf": leaf})
+
+    async def act_on_rewrite(self, conversation: str, rewrite: int, act: str) -> Any:
+        return await self._ask("POST", _of_rewrite(conversation, rewrite, f"/{act}"))
+
+    async def discard_rewrite(self, conversation: str, rewrite: int) -> Any:
+        return await self._ask("DELETE", _of_rewrite(conversation, rewrite))
 
     async def _ask(
         self,
@@ -161,6 +180,11 @@ def base_of(url: str) -> str:
     if not usable or "@" in url:
         raise SourceError(f"--url must be like http://127.0.0.1:8080, not {url!r}")
     return url.split("?")[0].split("#")[0].rstrip("/").removesuffix("/v1")
+
+
+def _of_rewrite(conversation: str, rewrite: int, below: str = "") -> str:
+    path = VIEWS["rewrite"][0] + below
+    return _filled(path, conversation=conversation, rewrite=str(rewrite))
 
 
 def _filled(path: str, **words: str) -> str:

@@ -4,66 +4,29 @@ database file alone.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 
-from memory.context import DoesNotFit
 from memory.store import StoreError
 from proxy import wire
-from proxy.config import Config, load
+from proxy.config import load
 from proxy.doctor import DATABASE
-from proxy.engines.base import EngineError
-from proxy.exports import ExportError
 from proxy.inspecting import pictures
-from proxy.inspecting.acts import NotDone
+from proxy.inspecting.asking import CHAT, LEAF, YES, act, options, run, tell, view
 from proxy.inspecting.browse import PORT, browse
-from proxy.inspecting.client import ProxySource
-from proxy.inspecting.sources import FileSource, Source, SourceError
+from proxy.inspecting.rewrite_command import rewrite
+from proxy.inspecting.sources import Source, SourceError
 from proxy.inspecting.terminal import begins, harmless, show
-from proxy.inspecting.views import ENTRIES, FORMS, HITS, TURNS, BadQuestion, NotThere
+from proxy.inspecting.views import ENTRIES, FORMS, HITS, TURNS
 
 QUOTE_CHARS = 300
-WRONG: tuple[type[Exception], ...] = (
-    StoreError,
-    SourceError,
-    NotThere,
-    BadQuestion,
-    NotDone,
-    ExportError,
-    EngineError,
-    DoesNotFit,
-)
-
-Flags = dict[str, Any]
-Drawn = RenderableType | Iterable[RenderableType]
-Work = Callable[[Source], Awaitable[None]]
-
-_OPTIONS = (
-    click.option("--url", default="", help="A running proxy; without it: the database file."),
-    click.option("--api-key", help="The proxy's key. [CHATFOLD_API_KEY, or the file's]"),
-    click.option("--config", "file", type=click.Path(path_type=Path), help="A TOML file."),
-    click.option("--data", help="Directory of the database."),
-    click.option("--owner", default="", help="Whose chats, as `owners` prints it. [the only one]"),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-)
-_LEAF = click.option("--leaf", default="", help="A message's digest: the branch that it lies on.")
-_YES = click.option("--yes", is_flag=True, help="Do not ask first.")
-_CHAT = click.argument("conversation")
-
-
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.group("inspect", invoke_without_command=True)
@@ -93,22 +56,25 @@ def inspect(
         raise click.ClickException(str(exc)) from exc
 
 
+inspect.add_command(rewrite)
+
+
 # -- to see --------------------------------------------------------------------------------------
 
 
 @inspect.command()
-@_options
+@options
 def owners(**flags: Any) -> None:
     """Whose conversations there are, who spoke last first."""
 
     async def work(source: Source) -> None:
-        _print(flags, await source.owners(), pictures.owners)
+        tell(flags, await source.owners(), pictures.owners)
 
-    _run(flags, work)
+    run(flags, work)
 
 
 @inspect.command("list")
-@_options
+@options
 @click.option("--limit", type=click.IntRange(1, 10000), default=ENTRIES, help="Most. [50]")
 @click.option("--offset", type=click.IntRange(0), default=0, help="Leave out so many. [0]")
 def list_(limit: int, offset: int, **flags: Any) -> None:
@@ -121,101 +87,101 @@ def list_(limit: int, offset: int, **flags: Any) -> None:
         else:
             show(*pictures.conversations(found))
 
-    _run(flags, work)
+    run(flags, work)
 
 
 @inspect.command()
-@_options
+@options
 @click.argument("words", nargs=-1, required=True)
 @click.option("--limit", type=click.IntRange(1, 1000), default=HITS, help="Most of each kind. [20]")
 def search(words: Sequence[str], limit: int, **flags: Any) -> None:
     """Look for words in turns and summaries."""
-    _view(flags, "search", pictures.hits, q=" ".join(words), limit=str(limit))
+    view(flags, "search", pictures.hits, q=" ".join(words), limit=str(limit))
 
 
 @inspect.command("show")
-@_options
-@_CHAT
-@_LEAF
+@options
+@CHAT
+@LEAF
 @click.option("--turns", type=click.IntRange(0), default=TURNS, help="Newest turns; 0: all. [5]")
 def show_(conversation: str, leaf: str, turns: int, **flags: Any) -> None:
     """A conversation: pinned facts, summaries in use, its newest turns."""
     asked = {"conversation": conversation, "leaf": leaf, "turns": str(turns)}
-    _view(flags, "conversation", pictures.conversation, **asked)
+    view(flags, "conversation", pictures.conversation, **asked)
 
 
 @inspect.command()
-@_options
-@_CHAT
-@_LEAF
+@options
+@CHAT
+@LEAF
 def timeline(conversation: str, leaf: str, **flags: Any) -> None:
     """A conversation as a picture: turns, and the spans of its summaries."""
-    _view(flags, "timeline", pictures.timeline, conversation=conversation, leaf=leaf)
+    view(flags, "timeline", pictures.timeline, conversation=conversation, leaf=leaf)
 
 
 @inspect.command()
-@_options
-@_CHAT
-@_LEAF
+@options
+@CHAT
+@LEAF
 def summaries(conversation: str, leaf: str, **flags: Any) -> None:
     """All summaries of a conversation, those in use first."""
-    _view(flags, "summaries", pictures.summaries, conversation=conversation, leaf=leaf)
+    view(flags, "summaries", pictures.summaries, conversation=conversation, leaf=leaf)
 
 
 @inspect.command()
-@_options
-@_CHAT
+@options
+@CHAT
 @click.argument("number", type=click.IntRange(0))
-@_LEAF
+@LEAF
 def summary(conversation: str, number: int, leaf: str, **flags: Any) -> None:
     """One summary, and the turns behind it, word for word."""
     asked = {"conversation": conversation, "summary": str(number), "leaf": leaf}
-    _view(flags, "summary", pictures.one_summary, **asked)
+    view(flags, "summary", pictures.one_summary, **asked)
 
 
 @inspect.command()
-@_options
-@_CHAT
-@_LEAF
+@options
+@CHAT
+@LEAF
 def branches(conversation: str, leaf: str, **flags: Any) -> None:
     """The tree that edits and regenerated answers grew. Other commands take its --leaf."""
-    _view(flags, "branches", pictures.branches, conversation=conversation, leaf=leaf)
+    view(flags, "branches", pictures.branches, conversation=conversation, leaf=leaf)
 
 
 @inspect.command()
-@_options
-@_CHAT
-@_LEAF
+@options
+@CHAT
+@LEAF
 def figures(conversation: str, leaf: str, **flags: Any) -> None:
     """Per turn: tokens evaluated, from the cache and generated; seconds to the first token."""
-    _view(flags, "figures", pictures.figures, conversation=conversation, leaf=leaf)
+    view(flags, "figures", pictures.figures, conversation=conversation, leaf=leaf)
 
 
 @inspect.command()
-@_options
-@_CHAT
-@_LEAF
+@options
+@CHAT
+@LEAF
 def context(conversation: str, leaf: str, **flags: Any) -> None:
     """What the model would see before the next message, word for word.
 
     On the file it is counted with the configured model's own tokens; the model is not loaded.
     """
-    _view(flags, "context", pictures.context, conversation=conversation, leaf=leaf)
+    view(flags, "context", pictures.context, conversation=conversation, leaf=leaf)
 
 
 @inspect.command()
-@_options
-@_CHAT
+@options
+@CHAT
 @click.argument("turn", type=click.IntRange(1))
-@_LEAF
+@LEAF
 def seen(conversation: str, turn: int, leaf: str, **flags: Any) -> None:
     """What the model saw at a turn, and what was new and gone against the turn before."""
     asked = {"conversation": conversation, "turn": str(turn), "leaf": leaf}
-    _view(flags, "seen", pictures.seen, **asked)
+    view(flags, "seen", pictures.seen, **asked)
 
 
 @inspect.command()
-@_options
+@options
 @click.option("--follow", is_flag=True, help="Go on until it is interrupted.")
 def live(follow: bool, **flags: Any) -> None:
     """What a running proxy is doing: running, waiting, background, cells. Needs --url."""
@@ -228,22 +194,22 @@ def live(follow: bool, **flags: Any) -> None:
                     async for value in states:
                         screen.update(pictures.live(value), refresh=True)
             async for value in states:
-                _print(flags, value, pictures.live)
+                tell(flags, value, pictures.live)
                 sys.stdout.flush()
                 if not follow:
                     return
         finally:
             await states.aclose()
 
-    _run(flags, work)
+    run(flags, work)
 
 
 @inspect.command()
-@_options
-@_CHAT
+@options
+@CHAT
 @click.option("--as", "form", type=click.Choice(FORMS), default=FORMS[0], help="[markdown]")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="A file. [stdout]")
-@_LEAF
+@LEAF
 def export(conversation: str, form: str, output: Path | None, leaf: str, **flags: Any) -> None:
     """A conversation as a file that others read: LibreChat's form holds every branch."""
 
@@ -256,7 +222,7 @@ def export(conversation: str, form: str, output: Path | None, leaf: str, **flags
         else:
             _write(output, text)
 
-    _run(flags, work)
+    run(flags, work)
 
 
 def _write(path: Path, text: str) -> None:
@@ -267,29 +233,29 @@ def _write(path: Path, text: str) -> None:
 
 
 @inspect.command()
-@_options
-@_CHAT
+@options
+@CHAT
 @click.argument("words", nargs=-1, required=True)
 def pin(conversation: str, words: Sequence[str], **flags: Any) -> None:
     """Pin a fact: it stands in every context of the conversation."""
-    _act(flags, lambda s: s.pin(conversation, " ".join(words)), "pinned as {id}")
+    act(flags, lambda s: s.pin(conversation, " ".join(words)), "pinned as {id}")
 
 
 @inspect.command()
-@_options
-@_CHAT
+@options
+@CHAT
 @click.argument("number", type=click.IntRange(1))
 def unpin(conversation: str, number: int, **flags: Any) -> None:
     """Take a pinned fact back. `show` tells its number."""
-    _act(flags, lambda s: s.unpin(conversation, number), "unpinned {unpinned}")
+    act(flags, lambda s: s.unpin(conversation, number), "unpinned {unpinned}")
 
 
 @inspect.command()
-@_options
-@_CHAT
+@options
+@CHAT
 @click.argument("number", type=click.IntRange(1))
 @click.option("--text", default="", help="The new text. [asked for in your editor]")
-@_LEAF
+@LEAF
 def correct(conversation: str, number: int, text: str, leaf: str, **flags: Any) -> None:
     """Give a summary a text of yours. The old one stays in the history."""
 
@@ -300,18 +266,18 @@ def correct(conversation: str, number: int, text: str, leaf: str, **flags: Any) 
         if new is None or new.strip() == old.strip():
             raise click.ClickException("nothing was changed")
         done = await source.correct(conversation, number, new, leaf=leaf)
-        _print(flags, done, lambda v: f"summary {v['id']} takes the place of {v['instead_of']}")
+        tell(flags, done, lambda v: f"summary {v['id']} takes the place of {v['instead_of']}")
 
-    _run(flags, work)
+    run(flags, work)
 
 
 @inspect.command()
-@_options
+@options
 @click.argument("conversation", default="")
 @click.option("--message", type=click.IntRange(0), help="Only the message of this number.")
 @click.option("--everything", is_flag=True, help="All conversations of the owner.")
-@_LEAF
-@_YES
+@LEAF
+@YES
 def forget(
     conversation: str,
     message: int | None,
@@ -341,35 +307,18 @@ def forget(
             node = await source.view("message", **asked)
             _ask(f"{begins(node['text'], chars=QUOTE_CHARS)}\nForget this message?", yes)
             done = await source.forget_message(conversation, node["digest"])
-        _print(flags, done, lambda v: f"{v['deleted_messages']:,} messages forgotten")
+        tell(flags, done, lambda v: f"{v['deleted_messages']:,} messages forgotten")
 
-    _run(flags, work)
+    run(flags, work)
 
 
 @inspect.command("import")
-@_options
+@options
 @click.argument("path", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 def import_(path: Path, **flags: Any) -> None:
     """Take in an export of LibreChat or ChatGPT, or OpenAI messages. Twice changes nothing."""
     told = "{messages:,} messages of {conversations:,} conversations are in memory"
-    _act(flags, lambda s: s.take_import(path.read_bytes()), told)
-
-
-# -- shared --------------------------------------------------------------------------------------
-
-
-def _view(flags: Flags, name: str, draw: Callable[[Any], Drawn], **asked: str) -> None:
-    async def work(source: Source) -> None:
-        _print(flags, await source.view(name, **asked), draw)
-
-    _run(flags, work)
-
-
-def _act(flags: Flags, act: Callable[[Source], Awaitable[Any]], told: str) -> None:
-    async def work(source: Source) -> None:
-        _print(flags, await act(source), lambda value: told.format(**value))
-
-    _run(flags, work)
+    act(flags, lambda s: s.take_import(path.read_bytes()), told)
 
 
 def _ask(question: str, yes: bool) -> None:
@@ -380,43 +329,3 @@ def _ask(question: str, yes: bool) -> None:
         agreed = False
     if not agreed:
         raise click.ClickException("nothing was forgotten (--yes does it without asking)")
-
-
-def _print(flags: Flags, value: Any, draw: Callable[[Any], Drawn]) -> None:
-    """JSON for scripts; else as a person reads it."""
-    if flags["as_json"]:
-        click.echo(wire.encode(value))
-        return
-    drawn = draw(value)
-    if isinstance(drawn, str):
-        click.echo(drawn)
-    else:
-        show(*([drawn] if hasattr(drawn, "__rich_console__") else drawn))  # type: ignore[misc]
-
-
-def _run(flags: Flags, work: Work) -> None:
-    async def whole() -> None:
-        async with _source(flags) as source:
-            await work(source)
-
-    try:
-        asyncio.run(whole())
-    except WRONG as exc:
-        raise click.ClickException(str(exc)) from exc
-    except OSError as exc:
-        if isinstance(exc, BrokenPipeError):
-            # Whoever read it has had enough.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return
-        raise click.ClickException(f"{exc.filename}: {exc.strerror}") from exc
-    except KeyboardInterrupt:
-        raise click.Abort from None
-
-
-def _source(flags: Flags) -> AbstractAsyncContextManager[Source]:
-    given = {"data": flags["data"], "api_key": flags["api_key"]}
-    config: Config = load(given, environ=os.environ, file=flags["file"])
-    if not flags["url"]:
-        return FileSource.open(config, flags["owner"])
-    key = next(iter(config.api_keys), "")
-    return ProxySource.open(flags["url"], key=key, owner=flags["owner"])

@@ -18,9 +18,15 @@ from proxy.engines.embedded.snapshots import forget_files
 from proxy.exports import parse_export
 from proxy.headers import owner_of
 from proxy.inspecting import acts
-from proxy.inspecting.views import VIEWS, Desk, NotThere, summary_of
+from proxy.inspecting.paths import VIEWS
+from proxy.inspecting.views import Desk, NotThere, summary_of
 from proxy.pages.chats import Chat, digest_in
 from proxy.pages.importing import import_chats
+
+MODEL_NEEDED = (
+    "summaries are written again, and taken into use, by a running proxy: name it with --url (the "
+    "file alone lists and compares what was written)"
+)
 
 
 class SourceError(Exception):
@@ -53,6 +59,20 @@ class Source(Protocol):
     async def forget_all(self) -> Any: ...
 
     async def take_import(self, data: bytes) -> Any: ...
+
+    async def begin_rewrite(
+        self, conversation: str, *, leaf: str, policy: str, newest: int, knobs: dict[str, str]
+    ) -> Any: ...
+
+    async def act_on_rewrite(self, conversation: str, rewrite: int, act: str) -> Any:
+        """`use`, `stop` or `go`."""
+        ...
+
+    async def discard_rewrite(self, conversation: str, rewrite: int) -> Any: ...
+
+    def progress(self, conversation: str, rewrite: int) -> AsyncGenerator[Any, None]:
+        """How far a set is, now and whenever it changes, to its end."""
+        ...
 
 
 class FileSource:
@@ -130,6 +150,21 @@ class FileSource:
         async with self._alone() as store:
             found = await import_chats(store, owner, chats)
         return {"conversations": found.conversations, "messages": found.messages}
+
+    async def begin_rewrite(
+        self, conversation: str, *, leaf: str, policy: str, newest: int, knobs: dict[str, str]
+    ) -> Any:
+        raise SourceError(MODEL_NEEDED)
+
+    async def act_on_rewrite(self, conversation: str, rewrite: int, act: str) -> Any:
+        raise SourceError(MODEL_NEEDED)
+
+    async def discard_rewrite(self, conversation: str, rewrite: int) -> Any:
+        raise SourceError(MODEL_NEEDED)
+
+    async def progress(self, conversation: str, rewrite: int) -> AsyncGenerator[Any, None]:
+        raise SourceError(MODEL_NEEDED)
+        yield
 
     def _forgotten(self, owner: str, n: int) -> Any:
         forget_files(self._config.data / "snapshots", owner)

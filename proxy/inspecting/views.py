@@ -11,6 +11,7 @@ from typing import Any
 from memory.policy import Policy
 from memory.ports import TokenCounter
 from memory.records import Answered, Node, Summary
+from memory.rewriting import Rewriter
 from memory.store import Store
 from proxy.engines.base import ModelInfo
 from proxy.pages import exporting
@@ -43,12 +44,13 @@ class BadQuestion(ValueError):
 @dataclass(frozen=True, slots=True)
 class Desk:
     """What a view is made from. `model` gives the tokens of the model in use; it raises
-    EngineUnavailable while that is not loaded."""
+    EngineUnavailable while that is not loaded. `rewriter` is a running proxy's."""
 
     store: Store
     owner: str
     policy: Policy
     model: Callable[[], Awaitable[tuple[TokenCounter, ModelInfo]]]
+    rewriter: Rewriter | None = None
 
     async def chat(self, asked: Asked) -> Chat:
         """The conversation that is asked for, on the branch of `leaf`. Raises NotThere."""
@@ -227,26 +229,6 @@ async def export(desk: Desk, asked: Asked) -> Any:
         text = exporting.markdown(title, nodes, chat.active)
         return {"name": exporting.file_name(id_, ".md"), "content": text}
     raise BadQuestion(f"as must be one of {', '.join(FORMS)}")
-
-
-View = Callable[[Desk, Asked], Awaitable[Any]]
-CHAT = "/conversations/{conversation}"
-
-VIEWS: dict[str, tuple[str, View]] = {
-    "conversations": ("/conversations", conversations),
-    "search": ("/search", search),
-    "conversation": (CHAT, conversation),
-    "message": (f"{CHAT}/messages/{{message}}", one_message),
-    "timeline": (f"{CHAT}/timeline", timeline),
-    "summaries": (f"{CHAT}/summaries", summaries),
-    "summary": (f"{CHAT}/summaries/{{summary}}", one_summary),
-    "branches": (f"{CHAT}/branches", branches),
-    "figures": (f"{CHAT}/figures", figures),
-    "context": (f"{CHAT}/context", context),
-    "seen": (f"{CHAT}/seen/{{turn}}", seen),
-    "export": (f"{CHAT}/export", export),
-}
-"""Each view's path below /api, and what makes it."""
 
 
 def told(chat: Chat) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from proxy.pages.render import language_for
 from proxy.pages.serving import chat_of, form, page, see, show
 from proxy.pages.words import teller
 
-NEWEST_DEFAULT = 3
-"""Summaries in use that are written again where nobody says how many: minutes, not hours."""
 NUMBER_MOST = 2**53
 """No set has so great a number; SQLite takes none that is much greater."""
 
@@ -38,7 +36,7 @@ async def sets(request: Request, who: Visitor) -> Response:
             (name, policy, policy.limits(window) if window else None)
             for name, policy in rewrites.policies(state.policy).items()
         ],
-        "newest": min(NEWEST_DEFAULT, len(chat.active)),
+        "newest": min(rewrites.NEWEST_DEFAULT, len(chat.active)),
     }
     return show(request, "again.html", **values)
 
@@ -51,7 +49,7 @@ async def begin(request: Request, who: Visitor) -> Response:
     policy = rewrites.policy_of(state.policy, fields.get("policy", ""), knobs)
     newest = fields.get("newest", "")
     n = int(newest) if newest.isascii() and newest.isdigit() and len(newest) < 7 else 0
-    stored = await rewrites.begin(state, chat, policy, newest=n or NEWEST_DEFAULT)
+    stored = await rewrites.begin(state, chat, policy, newest=n or rewrites.NEWEST_DEFAULT)
     return see(f"/inspect/c/{chat.entry.id}/again/{stored.id}")
 
 

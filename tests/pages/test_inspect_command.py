@@ -12,48 +12,22 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inspected import inspect, on, run, value
 from served import TEXTS, Served, served
 
 from memory.integrity import integrity
-from proxy.cli import cli, main
+from proxy.cli import cli
 from proxy.engines.embedded.snapshots import Snapshots
 from proxy.headers import owner_of
 from proxy.inspecting.api import api_routes
 from proxy.inspecting.client import ProxySource
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def inspect(house: Served, *arguments: str) -> Done:
-    """On the file alone."""
-    return run(*arguments, "--data", str(house.app.state.config.data))
-
-
-def run(*arguments: str) -> Done:
-    """In this very process: a start of Python for each would be most of the time."""
-    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-        main(["inspect", *arguments])
-    return Done(int(end.value.code or 0), told(out), told(err))
-
-
-def told(stream: io.TextIOWrapper) -> str:
-    stream.seek(0)
-    return stream.read()
 
 
 @pytest.fixture(autouse=True)
@@ -122,15 +96,6 @@ VIEWS = (
     "export CHAT --as librechat",
     "owners",
 )
-
-
-def on(house: Served, *arguments: str) -> Done:
-    return run(*arguments, "--url", house.url)
-
-
-def value(done: Done) -> Any:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def words(house: Served, view: str) -> list[str]:
@@ -460,7 +425,8 @@ def test_a_terminal_gets_colours_and_a_pager(open_house: Served, tmp_path: Path)
 
 def test_every_command_and_every_route_is_in_the_documentation() -> None:
     told = (ROOT / "docs/inspect.md").read_text("utf-8")
-    for name in cli.commands["inspect"].commands:  # type: ignore[attr-defined]
+    commands = cli.commands["inspect"].commands  # type: ignore[attr-defined]
+    for name in [*commands, *(f"rewrite {name}" for name in commands["rewrite"].commands)]:
         assert f"chatfold inspect {name}" in told, name
     api = (ROOT / "docs/api.md").read_text("utf-8")
     for route in api_routes():
