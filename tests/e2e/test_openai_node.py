@@ -10,18 +10,34 @@ from typing import Any
 
 import pytest
 
-from .serving import ROOT, Proxy
+from tests.engine.tiny_bert import write_bert
+
+from .asked import CHAT, EMBEDDED, STREAMED, TEXT, VECTORS
+from .serving import ROOT, Proxy, serving
 
 pytestmark = pytest.mark.node
 
 SOURCE = Path(__file__).parent / "node"
 INSTALLED = ROOT / ".node"
-FILES = ("package.json", "package-lock.json", "client.mjs")
+FILES = ("package.json", "package-lock.json", "client.mjs", "ask.mjs", "tsconfig.json")
 INSTALL = ("npm", "install", "--no-audit", "--no-fund", "--ignore-scripts")
 INSTALL_S = 90
 RUN_S = 100
 
 Chunk = dict[str, Any]
+
+TYPES = """
+import type { ChatCompletion, ChatCompletionChunk, Completion, CompletionChoice }
+  from "openai/resources";
+import type { CreateEmbeddingResponse, Model } from "openai/resources";
+
+// The package has one type for whole texts and for pieces of them: a piece has no reason yet.
+type Reason = CompletionChoice["finish_reason"];
+type Open = Omit<CompletionChoice, "finish_reason"> & { finish_reason: Reason | null };
+type TextPiece = Omit<Completion, "choices"> & { choices: Open[] };
+"""
+WHOLE = {CHAT: "ChatCompletion", TEXT: "Completion", VECTORS: "CreateEmbeddingResponse"}
+PIECES = {CHAT: "ChatCompletionChunk", TEXT: "TextPiece"}
 
 
 @pytest.fixture(scope="session")
@@ -124,3 +140,68 @@ def test_an_aborted_stream_leaves_the_engine_idle(
     shared.wait_for_event("cancelled", lambda e: e["event"] == "request_cancelled", since=since)
     shared.wait_idle()
     assert shared.chat([{"role": "user", "content": "Still there?"}], max_tokens=1)
+
+
+# -- its types -----------------------------------------------------------------------------------
+
+
+def test_all_that_it_reads_is_of_the_types_it_declares(
+    node: Path, shared: Proxy, tmp_path: Path
+) -> None:
+    """Its own compiler says so. Each value is a literal, so a field that no type declares is an
+    error, like one that is missing or of another type."""
+    read = ask(node, shared, STREAMED)
+    bert = write_bert(tmp_path / "bert.gguf")
+    with serving(tmp_path, "--model", str(bert), "--n-ctx", "64") as proxy:
+        read += ask(node, proxy, EMBEDDED)
+    whole = [r for r in read if not r["streamed"]]
+    assert {r["name"] for r in whole} == {*STREAMED, *EMBEDDED, "models"}
+    assert {r["name"] for r in read if r["streamed"]} == {*STREAMED}
+    assert compiled(node, [literal(type_of(r), r["value"]) for r in read]) == ""
+    # Nothing of this is due to a compiler that takes anything.
+    chat, text = (next(r["value"] for r in whole if r["name"] == n) for n in ("chat", "text"))
+    piece = next(r["value"] for r in read if r["streamed"] and r["name"] == "text")
+    assert piece["choices"][0]["finish_reason"] is None
+    wrong = [
+        literal("ChatCompletion", chat | {"speed": 3}),
+        literal("ChatCompletion", chat | {"created": "now"}),
+        literal("Completion", {k: v for k, v in text.items() if k != "id"}),
+        literal("Completion", piece),
+    ]
+    assert compiled(node, wrong).count("error TS") == len(wrong)
+
+
+def ask(node: Path, proxy: Proxy, asked: dict[str, tuple[str, Any]]) -> list[dict[str, Any]]:
+    """What the client read of whole answers and pieces, and of the models."""
+    done = subprocess.run(
+        ["node", "ask.mjs", f"{proxy.url}/v1"],
+        cwd=node,
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=RUN_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def type_of(read: dict[str, Any]) -> str:
+    if read["method"] == "models":
+        return "Model"
+    return (PIECES if read["streamed"] else WHOLE)[read["method"]]
+
+
+def literal(type_: str, value: Any) -> str:
+    return f"({json.dumps(value)}) satisfies {type_};"
+
+
+def compiled(node: Path, statements: list[str]) -> str:
+    """What the compiler complains of."""
+    source = node / "read.ts"
+    source.write_text("\n".join((TYPES, *statements)))
+    compiler = ["node_modules/.bin/tsc", "--project", "tsconfig.json"]
+    done = subprocess.run(
+        compiler, cwd=node, capture_output=True, text=True, timeout=RUN_S, check=False
+    )
+    return done.stdout + done.stderr
