@@ -526,6 +526,11 @@ def _check_together(config: Config) -> None:
         raise ConfigError("host must not be empty: 127.0.0.1 or 0.0.0.0, for instance")
     if config.upstream and not _is_url(config.upstream):
         raise ConfigError("upstream must be a URL like http://127.0.0.1:8000/v1")
+    if mapped := [name for name in config.librechat.names if "=" in name]:
+        raise ConfigError(
+            f"librechat.model_names: {mapped[0]!r} maps a name to a model, and every name is "
+            "answered by the one model; for a second model start a second chatfold"
+        )
 
 
 def _check_hub_name(name: str) -> None:

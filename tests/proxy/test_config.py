@@ -120,6 +120,7 @@ def test_an_unknown_variable_names_the_nearest() -> None:
         ('upstream = "localhost:8000"', "upstream must be a URL"),
         ('upstream = "http://h:99999999"', "upstream must be a URL"),
         ('host = ""', "host must not be empty"),
+        ('[librechat]\nmodel_names = "a, fast=tiny"', "'fast=tiny' maps a name to a model"),
         ("[engine]\nmmap = 1", "engine.mmap must be true or false, not 1"),
         ("[engine]\nlora = [1]", "engine.lora must be a list, each item text, not [1]"),
         ("[engine]\nlora = 1", "engine.lora must be a list, each item text, not 1"),
