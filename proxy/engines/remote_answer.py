@@ -62,5 +62,7 @@ class AnswerText:
     def _add(self, part: CallPart) -> None:
         begun = self.calls.setdefault(part.index, _Begun())
         if part.function:
-            begun.name += part.function.name or ""
+            name = part.function.name or ""
+            # Versions of vLLM say the name of a call that it was made to do with each piece of it.
+            begun.name += "" if name == begun.name else name
             begun.arguments += part.function.arguments or ""

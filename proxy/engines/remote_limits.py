@@ -19,8 +19,8 @@ def refuse_what_is_missing(request: Generate, kind: Kind | None) -> None:
     """Raises RequestRefused: an answer that silently lacks what was asked would be a wrong one."""
     if request.n > 1:
         raise RequestRefused("Only one choice is passed on to the upstream server.", param="n")
-    if isinstance(request.format, CallFormat):
-        sentence = "The upstream server cannot be made to call: `tool_choice` must be auto or none."
+    if isinstance(request.format, CallFormat) and kind not in (Kind.OTHER, None):
+        sentence = "A server of llama.cpp is not made to call: `tool_choice` must be auto or none."
         raise RequestRefused(sentence, param="tool_choice")
     if request.raw is not None:
         sentence = "Prompts without a chat are not passed on to the upstream server."

@@ -18,6 +18,7 @@ from proxy.engines.remote_call import Call
 from proxy.engines.remote_count import Counter
 from proxy.engines.remote_errors import failure, failure_in_stream
 from proxy.engines.remote_http import Answer, Http, bearer
+from proxy.engines.remote_limits import refuse_what_is_missing
 from proxy.engines.remote_probe import MARK, Found, Probe
 from proxy.engines.remote_seats import Seats
 from proxy.engines.remote_server import Kind, Server, get
@@ -81,6 +82,8 @@ class Session:
     async def carry_out(self, call: Call) -> None:
         """One attempt, from the request to the end of the answer. Raises EngineError; the answer's
         parts are in `call`."""
+        # What was checked before may have been checked for another server, or for none.
+        refuse_what_is_missing(call.request, self.server.kind)
         if not self._is(Kind.LLAMA_SERVER):
             return await self._ask(call, None)
         request = call.request
@@ -133,7 +136,7 @@ class Session:
         body = wire.body(
             call.request,
             server=self.server,
-            messages=wire.messages(call.request.context),
+            messages=wire.conversation(call.request),
             max_tokens=1,
             stream=False,
         )
@@ -161,7 +164,7 @@ class Session:
         return wire.body(
             call.request,
             server=self.server,
-            messages=wire.messages(call.request.context),
+            messages=wire.conversation(call.request),
             max_tokens=None if wanted is None else min(wanted, room),
             with_usage=with_usage,
             slot=slot,

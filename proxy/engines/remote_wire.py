@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ import msgspec
 from memory.calls import RESULT_CLOSE, RESULT_OPEN
 from memory.context import SYSTEM, Context, ContextMessage
 from memory.transcript import TOOL, USER
-from proxy.engines.base import Generate, JsonFormat, Sampling
+from proxy.engines.base import CallFormat, Generate, JsonFormat, Sampling
 from proxy.engines.hermes import told
 from proxy.engines.remote_server import Kind, Server
 
@@ -93,8 +93,11 @@ def body(
 
 
 def asked_for(request: Generate, kind: Kind) -> dict[str, Any]:
-    """What the answer is to be besides text: JSON, with log probabilities, without reasoning."""
+    """What the answer is to be besides text: JSON, a call, with log probabilities, without
+    reasoning."""
     fields: dict[str, Any] = {}
+    if isinstance(request.format, CallFormat):
+        fields |= call_format(request.format, request.context.tools)
     if isinstance(request.format, JsonFormat):
         fields["response_format"] = json_format(request.format, kind)
     if request.sampling.logprobs is not None:
@@ -115,9 +118,27 @@ def json_format(wanted: JsonFormat, kind: Kind) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": named}
 
 
+def call_format(wanted: CallFormat, tools: str) -> dict[str, Any]:
+    """A call that must come: by the server's own fields, for words can only ask for it."""
+    fields = {"tools": msgspec.json.decode(tools)}
+    if wanted.one_call and len(wanted.names) == 1:
+        named = {"type": "function", "function": {"name": wanted.names[0]}}
+        return fields | {"tool_choice": named}
+    several = {} if not wanted.one_call else {"parallel_tool_calls": False}
+    return fields | {"tool_choice": "required"} | several
+
+
 def on_slot(slot: int | None) -> dict[str, Any]:
     """llama-server's own fields: where, and that what is there already is used."""
     return {"cache_prompt": True} | ({} if slot is None else {"id_slot": slot})
+
+
+def conversation(request: Generate) -> list[Message]:
+    """A server that must call is told the tools in fields of its own (`call_format`), and not in
+    words as well."""
+    context = request.context
+    told_apart = isinstance(request.format, CallFormat)
+    return messages(replace(context, tools="") if told_apart else context)
 
 
 def messages(context: Context) -> list[Message]:

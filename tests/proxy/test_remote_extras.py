@@ -111,6 +111,58 @@ async def test_every_server_is_told_tools_and_calls_in_words(kind: Any) -> None:
     assert result["role"] == "user"
 
 
+CLOCK = {"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent"),
+    [
+        (CallFormat(("weather",), one_call=True), {"tool_choice": NAMED}),
+        (CallFormat(("weather", "clock")), {"tool_choice": "required"}),
+        (
+            CallFormat(("weather", "clock"), one_call=True),
+            {"tool_choice": "required", "parallel_tool_calls": False},
+        ),
+    ],
+)
+async def test_a_call_that_must_come_is_demanded_by_the_servers_own_fields(
+    wanted: CallFormat, sent: dict[str, Any]
+) -> None:
+    """And the name that vLLM says with each piece is the name once."""
+    first = {"index": 0, "id": "x", "function": {"name": "weather", "arguments": '{"a": '}}
+    then = {"function": {"name": "weather", "arguments": '"Paris"}'}}
+    chat = streaming(delta(tool_calls=[first]), delta(tool_calls=[then]), end())
+    server = Upstream(chat=chat)
+    request = with_tools(("system", "Be short."), ("user", "Weather?"), format=wanted)
+    tools = json.dumps([WEATHER, CLOCK])
+    request = replace(request, context=replace(request.context, tools=tools))
+    async with serving(server) as engine:
+        await engine.model()
+        engine.check(request)
+        events = await ask(engine, request)
+    body = server.seen[-1].body
+    asked = {k: v for k, v in body.items() if k in ("tool_choice", "parallel_tool_calls")}
+    assert asked == sent
+    assert body["tools"] == [WEATHER, CLOCK]
+    # Not in words as well: the server's own template tells them.
+    assert body["messages"][0] == {"role": "system", "content": "Be short."}
+    assert text(events) == text_with_calls("", [Call("weather", '{"a": "Paris"}')])
+
+
+@pytest.mark.parametrize("kind", [llama_cpp, llama_server])
+async def test_a_call_that_was_demanded_before_the_server_was_known_is_refused_by_llama_cpps(
+    kind: Any,
+) -> None:
+    request = with_tools(("user", "Weather?"), format=CallFormat(("weather",)))
+    server = kind()
+    async with serving(server, remote=RemoteConfig()) as engine:
+        with pytest.raises(RequestRefused) as refused:
+            await ask(engine, request)
+        assert refused.value.param == "tool_choice"
+    assert not any(exchange.body.get("stream") for exchange in server.seen)
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 async def test_reasoning_comes_between_the_tags_that_the_proxy_knows(name: str) -> None:
     server = Upstream(
