@@ -162,7 +162,7 @@ def covering(
         return [s for s in beginning_at(depth) if s.activated_at is not None]
 
     active, written = cover_from(active_at, digests), cover_from(beginning_at, digests)
-    found = _summaries_by_id(conn, owner, {s.id for s in (*active, *written)})
+    found = summaries_by_id(conn, owner, {s.id for s in (*active, *written)})
     return tuple(found[s.id] for s in active), tuple(found[s.id] for s in written)
 
 
@@ -191,9 +191,7 @@ def pins(conn: sqlite3.Connection, owner: str, conversation: str) -> list[Pin]:
     return [Pin(*row) for row in rows]
 
 
-def _summaries_by_id(
-    conn: sqlite3.Connection, owner: str, ids: Iterable[int]
-) -> dict[int, Summary]:
+def summaries_by_id(conn: sqlite3.Connection, owner: str, ids: Iterable[int]) -> dict[int, Summary]:
     found = {}
     for batch in batches(list(ids)):
         rows = conn.execute(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class TooManyRewrites(ValueError):
 
 
 class Overtaken(ValueError):
-    """The summaries before the set have changed since: it would stand behind nothing."""
+    """The summaries there have changed since: these would stand behind nothing, or not at all."""
 
 
 def rewrites(
@@ -111,20 +111,64 @@ def use(db: Database, owner: str, conversation: str, id_: int, *, now: float) ->
         conn.execute("UPDATE rewrites SET used_at = ? WHERE id = ?", (now, id_))
 
 
+def undo(db: Database, owner: str, conversation: str, id_: int) -> None:
+    """Copies what stood there before, as `use` does with the candidates. The originals stay as
+    they are: a branch that left within the set's messages goes on with them.
+
+    Raises NotStored where no such set is in use, or a part of what stood there was forgotten;
+    Overtaken, also where a later set is in use for some of the same messages.
+    """
+    with immediate(db) as conn:
+        found = rewrites(conn, owner, conversation, id_)
+        if not found or found[0].used_at is None:
+            raise NotStored(f"no rewrite {id_} that is in use")
+        one = found[0]
+        if any(_later(other, one) for other in rewrites(conn, owner, conversation)):
+            raise Overtaken("a set that was taken into use later stands there")
+        before = queries.summaries_by_id(conn, owner, one.before)
+        if len(before) < len(one.before):
+            raise NotStored("what stood there before was forgotten")
+        ids = _place(conn, owner, one, [before[each] for each in one.before])
+        _require_chosen(conn, owner, one, ids.values())
+        conn.execute("UPDATE rewrites SET used_at = NULL WHERE id = ?", (one.id,))
+
+
+def _later(other: Rewrite, one: Rewrite) -> bool:
+    overlap = other.first_depth <= one.last_depth and one.first_depth <= other.last_depth
+    used = (other.used_at or 0.0, other.id)
+    return overlap and other.used_at is not None and used > (one.used_at or 0.0, one.id)
+
+
 def _copy(conn: sqlite3.Connection, owner: str, rewrite: Rewrite) -> None:
+    ids = _place(conn, owner, rewrite, rewrite.candidates)
+    _require_chosen(conn, owner, rewrite, [ids[c.id] for c in rewrite.blocks])
+
+
+def _place(
+    conn: sqlite3.Connection, owner: str, rewrite: Rewrite, made: Sequence[Summary]
+) -> dict[int, int]:
+    """Each one's new id. They are a new generation of the conversation, waiting to be warm; of
+    parents that are not among them the ids stay."""
     owner_id = changes.owner_row(conn, owner)
     (generation,) = conn.execute(
         "SELECT coalesce(max(generation), 0) + 1 FROM summaries WHERE conversation = ?",
         (rewrite.conversation,),
     ).fetchone()
     ids: dict[int, int] = {}
-    for c in rewrite.candidates:  # parents before what they went into
-        parents = tuple(ids[p] for p in c.parents)
-        row = summary_row(replace(c, parents=parents, generation=generation))
-        ids[c.id] = changes.insert_row(conn, "summaries", row | {"owner": owner_id})
+    for s in made:  # parents before what they went into
+        parents = tuple(ids.get(p, p) for p in s.parents)
+        new = replace(s, parents=parents, generation=generation, activated_at=None)
+        ids[s.id] = changes.insert_row(conn, "summaries", summary_row(new) | {"owner": owner_id})
+    return ids
+
+
+def _require_chosen(
+    conn: sqlite3.Connection, owner: str, rewrite: Rewrite, ids: Iterable[int]
+) -> None:
+    """Raises Overtaken unless these stand for the set's messages as soon as they are warm."""
     path = queries.lineage(conn, owner, rewrite.last_digest)
     _, written = queries.covering(conn, owner, rewrite.conversation, path)
-    if not {ids[c.id] for c in rewrite.blocks} <= {s.id for s in written}:
+    if not set(ids) <= {s.id for s in written}:
         raise Overtaken("the summaries before these have changed since they were written")
 
 

@@ -358,6 +358,12 @@ class Store:
         now = self._clock()
         await self._write(lambda db: rewrites.use(db, owner, conversation, id_, now=now))
 
+    async def undo_rewrite(self, owner: str, conversation: str, id_: int) -> None:
+        """What stood there before a set was taken into use takes its place again, as soon as it is
+        activated; the set can be used once more. Raises NotStored where it is not in use or what
+        stood there was forgotten, Overtaken."""
+        await self._write(lambda db: rewrites.undo(db, owner, conversation, id_))
+
     async def discard_rewrite(self, owner: str, conversation: str, id_: int) -> bool:
         """Whether there was such a set. Its bytes are overwritten with the rows."""
         return await self._write(lambda db: rewrites.discard(db, owner, conversation, id_))

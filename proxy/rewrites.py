@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -106,8 +106,17 @@ async def go_on(state: Any, chat: Chat, rewrite: Rewrite) -> None:
 async def use(state: Any, chat: Chat, rewrite: Rewrite) -> None:
     """The candidates take the place of what stands there, once their context is warm. Raises
     ApiError and StoreError."""
+    await _put(state, chat, state.store.use_rewrite(chat.owner, chat.entry.id, rewrite.id))
+
+
+async def undo(state: Any, chat: Chat, rewrite: Rewrite) -> None:
+    """What stood there before the set was used takes its place again. Raises as `use`."""
+    await _put(state, chat, state.store.undo_rewrite(chat.owner, chat.entry.id, rewrite.id))
+
+
+async def _put(state: Any, chat: Chat, placing: Awaitable[None]) -> None:
     try:
-        await state.store.use_rewrite(chat.owner, chat.entry.id, rewrite.id)
+        await placing
     except ValueError as exc:
         raise ApiError(409, _sentence(exc), code="conflict") from exc
     info = state.engine.info

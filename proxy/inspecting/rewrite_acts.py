@@ -51,6 +51,12 @@ async def use(request: Request, desk: Desk) -> Any:
     return await _now(request, desk)
 
 
+async def undo(request: Request, desk: Desk) -> Any:
+    chat, one = await set_of(desk, _words(request))
+    await rewrites.undo(request.app.state, chat, one)
+    return await _now(request, desk)
+
+
 async def stop(request: Request, desk: Desk) -> Any:
     _, one = await set_of(desk, _words(request))
     request.app.state.rewriter.cancel(desk.owner, one.id)
@@ -115,5 +121,5 @@ def _words(request: Request) -> dict[str, str]:
     return {name: str(value) for name, value in request.path_params.items()}
 
 
-ACTS = {"use": use, "stop": stop, "go": go_on}
+ACTS = {"use": use, "undo": undo, "stop": stop, "go": go_on}
 """What is posted below a set's own path, by its last part."""

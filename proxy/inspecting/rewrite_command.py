@@ -137,6 +137,15 @@ def use(conversation: str, number: int, **flags: Any) -> None:
 @options
 @CHAT
 @_SET
+def undo(conversation: str, number: int, **flags: Any) -> None:
+    """Put back what stood there before a set was used. It can be used again."""
+    _on(flags, conversation, number, "undo")
+
+
+@rewrite.command()
+@options
+@CHAT
+@_SET
 def discard(conversation: str, number: int, **flags: Any) -> None:
     """Delete a set, and stop writing it. What was taken into use of it stays."""
     act(flags, lambda s: s.discard_rewrite(conversation, number), "set {discarded} is discarded")

@@ -120,6 +120,14 @@ async def use(request: Request, who: Visitor) -> Response:
 
 
 @page
+async def undo(request: Request, who: Visitor) -> Response:
+    await form(request, who)
+    chat, one = await _set_of(request, who)
+    await rewrites.undo(request.app.state, chat, one)
+    return _to(chat, one)
+
+
+@page
 async def discard(request: Request, who: Visitor) -> Response:
     await form(request, who)
     chat, one = await _set_of(request, who)

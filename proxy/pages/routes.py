@@ -47,6 +47,7 @@ def page_routes() -> list[Route]:
         Route(f"{CHAT}/again/{{rewrite:int}}/stop", again.stop, methods=["POST"]),
         Route(f"{CHAT}/again/{{rewrite:int}}/go", again.go_on, methods=["POST"]),
         Route(f"{CHAT}/again/{{rewrite:int}}/use", again.use, methods=["POST"]),
+        Route(f"{CHAT}/again/{{rewrite:int}}/undo", again.undo, methods=["POST"]),
         Route(f"{CHAT}/again/{{rewrite:int}}/discard", again.discard, methods=["POST"]),
         Route(f"{CHAT}/export.md", acts.export_markdown, methods=["GET"]),
         Route(f"{CHAT}/export.json", acts.export_openai, methods=["GET"]),

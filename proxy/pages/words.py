@@ -293,6 +293,7 @@ _WORDS = {
     "again_stop": ("Stop", "中断する"),
     "again_go": ("Go on", "続ける"),
     "again_use": ("Use these", "こちらを使う"),
+    "again_undo": ("Put the old ones back", "元の要約に戻す"),
     "again_discard": ("Discard", "破棄する"),
     "again_use_hint": (
         "They take the place of the others as soon as the model has read them, in the background. "

@@ -154,6 +154,50 @@ async def test_taken_into_use_they_stand_in_every_context_and_the_old_ones_stay(
         await desk.store.use_rewrite("ann", made.conversation, made.id)
 
 
+async def test_taken_back_the_old_ones_stand_there_again_once_they_are_warm(bench: Bench) -> None:
+    desk = bench.desk
+    _, before = await bench.job()
+    rewrite, _ = await bench.begin()
+    await bench.idle()
+    with pytest.raises(NotStored):
+        await desk.store.undo_rewrite("ann", rewrite.conversation, rewrite.id)
+    await desk.store.use_rewrite("ann", rewrite.conversation, rewrite.id)
+    desk.keeper.wake((await bench.job())[0])
+    await desk.idle()
+    known = {s.id: s for s in await desk.summaries()}
+    with pytest.raises(NotStored):
+        await desk.store.undo_rewrite("bert", rewrite.conversation, rewrite.id)
+    await desk.store.undo_rewrite("ann", rewrite.conversation, rewrite.id)
+    job, active = await bench.job()
+    assert [s.generation for s in active[: len(before)]] != [0] * len(before)  # not warm yet
+    desk.keeper.wake(job)
+    await desk.idle()
+    _, active = await bench.job()
+    assert [(s.text, s.parents) for s in active] == [(s.text, s.parents) for s in before]
+    assert {s.id: s for s in await desk.summaries() if s.id in known} == known
+    assert (await bench.read(rewrite)).used_at is None
+    # The chat goes on from them.
+    await desk.talk(20)
+    _, later = await bench.job()
+    assert later[0].generation == 2
+
+
+async def test_an_earlier_set_is_not_taken_back_below_a_later_one(bench: Bench) -> None:
+    desk = bench.desk
+    first, _ = await bench.begin()
+    await bench.idle()
+    await desk.store.use_rewrite("ann", first.conversation, first.id)
+    desk.keeper.wake((await bench.job())[0])
+    await desk.idle()
+    second, _ = await bench.begin(newest=1)
+    await bench.idle()
+    await desk.store.use_rewrite("ann", second.conversation, second.id)
+    with pytest.raises(Overtaken):
+        await desk.store.undo_rewrite("ann", first.conversation, first.id)
+    await desk.store.undo_rewrite("ann", second.conversation, second.id)
+    await desk.store.undo_rewrite("ann", first.conversation, first.id)
+
+
 async def test_a_block_under_way_gives_way_to_the_keeper_and_is_begun_anew(bench: Bench) -> None:
     desk, writing, held = bench.desk, asyncio.Event(), asyncio.Event()
 

@@ -79,6 +79,27 @@ def test_a_set_is_written_compared_and_put_in_place(told: Told) -> None:
     assert integrity(house.app.state.config.data / "chatfold.db") == []
 
 
+def test_the_old_ones_are_put_back(told: Told) -> None:
+    house, base, messages = told
+    old = "They spoke of harbours"
+    house.engine.summary = lambda context: OTHER
+    place = again(house, base)
+    wait_written(house)
+    assert house.act(f"{place}/undo", {"token": house.token()}).status_code == 409
+    assert house.act(f"{place}/use", {"token": house.token()}).status_code == 303
+    house.wait_idle()
+    used = in_use(house, base)
+    assert OTHER in used and old not in used
+    assert "Put the old ones back" in house.page(place).text
+    assert house.act(f"{place}/undo", {"token": house.token()}).status_code == 303
+    house.wait_idle()
+    assert old in in_use(house, base)
+    assert "Use these" in house.page(place).text
+    house.ask([*messages, {"role": "user", "content": "Go on."}])
+    assert house.engine.chat_calls()[-1].evaluated < 20  # warm before it was used
+    assert integrity(house.app.state.config.data / "chatfold.db") == []
+
+
 def test_the_policy_chosen_shapes_the_candidates(told: Told) -> None:
     house, base, _ = told
     asked = len(house.engine.calls)
@@ -194,7 +215,7 @@ def test_exports_hold_nothing_of_a_set_that_is_not_in_use(told: Told) -> None:
     assert before == after
 
 
-@pytest.mark.parametrize("act", ["stop", "go", "use", "discard"])
+@pytest.mark.parametrize("act", ["stop", "go", "use", "undo", "discard"])
 def test_sets_are_their_owners_alone(fresh: Served, act: str) -> None:
     def be(user: str) -> str:
         token = fresh.token("/inspect/owners")

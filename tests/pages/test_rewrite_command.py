@@ -15,7 +15,7 @@ from proxy.headers import owner_of
 
 OTHER = "They spoke of 24 ferries, of pier 3, and of Miso, who is a grey cat."
 SIDES = ("before", "again")
-ACTS = ("use", "stop", "go", "discard", "follow")
+ACTS = ("use", "undo", "stop", "go", "discard", "follow")
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +88,12 @@ def test_a_set_is_written_followed_compared_and_used(told: Served) -> None:
     assert OTHER in sees(told, chat)
     twice = on(told, "rewrite", "use", chat, "1")
     assert twice.returncode == 2 and "Traceback" not in twice.stderr
+    assert "They spoke of harbours" not in sees(told, chat)
+    assert on(told, "rewrite", "undo", chat, "1").stdout == "set 1, balanced: done\n"
+    assert "They spoke of harbours" in sees(told, chat)
+    assert on(told, "rewrite", "undo", chat, "1").returncode == 2
+    assert on(told, "rewrite", "use", chat, "1").returncode == 0
+    assert OTHER in sees(told, chat)
     assert "discarded" in on(told, "rewrite", "discard", chat, "1").stdout
     assert OTHER in sees(told, chat)
     gone = on(told, "rewrite", "compare", chat, "1")
@@ -169,7 +175,11 @@ def test_sets_are_their_owners_alone(fresh: Served) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("POST", ""), ("DELETE", "/1"), *(("POST", f"/1/{act}") for act in ("use", "stop", "go"))],
+    [
+        ("POST", ""),
+        ("DELETE", "/1"),
+        *(("POST", f"/1/{act}") for act in ("use", "undo", "stop", "go")),
+    ],
 )
 def test_another_sites_page_writes_nothing_again(
     open_house: Served, method: str, path: str
