@@ -22,9 +22,12 @@ def refuse_what_is_missing(request: Generate, kind: Kind | None) -> None:
     if isinstance(request.format, CallFormat) and kind not in (Kind.OTHER, None):
         sentence = "A server of llama.cpp is not made to call: `tool_choice` must be auto or none."
         raise RequestRefused(sentence, param="tool_choice")
-    if request.raw is not None:
-        sentence = "Prompts without a chat are not passed on to the upstream server."
+    if request.raw is not None and kind not in (Kind.OTHER, None):
+        sentence = "Prompts without a chat are not passed on to servers of llama.cpp."
         raise RequestRefused(sentence, param="prompt")
+    if request.raw is not None and request.sampling.logprobs is not None:
+        sentence = "The upstream server is not asked for `logprobs` of a text without a chat."
+        raise RequestRefused(sentence, param="logprobs")
     if request.sampling.logprobs is not None and kind is Kind.LLAMA_CPP:
         # It wants to be started with --logits_all, does not tell, and fails inside of the stream.
         sentence = "llama_cpp.server gives no `logprobs` in a stream."

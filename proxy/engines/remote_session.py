@@ -10,9 +10,15 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
-from memory.context import SYSTEM, Context
+from memory.context import SYSTEM
 from proxy.engines import remote_wire as wire
-from proxy.engines.base import ContextOverflow, EngineCrashed, EngineError, EngineUnavailable
+from proxy.engines.base import (
+    ContextOverflow,
+    EngineCrashed,
+    EngineError,
+    EngineUnavailable,
+    Generate,
+)
 from proxy.engines.remote_ahead import Resident, Rotation, steps
 from proxy.engines.remote_call import Call
 from proxy.engines.remote_count import Counter
@@ -101,13 +107,13 @@ class Session:
             self.rotation.knows(request.conversation, messages)
 
     async def _ask(self, call: Call, slot: int | None) -> None:
-        call.estimate_tokens = await self._estimate(call.request.context)
+        call.estimate_tokens = await self._estimate(call.request)
         if call.warms and self._is(Kind.LLAMA_SERVER) and await self._warm_slot(call, slot):
             return
         if call.warms and self._is(Kind.LLAMA_CPP):
             return await self.warm_in_steps(call, wire.messages(call.request.context))
         await self._stream(call, slot)
-        if not call.started:
+        if not call.started and call.request.raw is None:
             await self._hear_why(call)
         call.check_complete()
         if self._is(Kind.LLAMA_CPP):
@@ -145,7 +151,8 @@ class Session:
                 raise failure(answer.status, await answer.body())
 
     def _post(self, call: Call, body: bytes) -> AbstractAsyncContextManager[Answer]:
-        url = self._settings.upstream.chat
+        upstream = self._settings.upstream
+        url = upstream.chat if call.request.raw is None else upstream.texts
         return self._http.exchange("POST", url, body, headers=self._headers(call))
 
     def _headers(self, call: Call) -> dict[str, str]:
@@ -287,9 +294,14 @@ class Session:
                 return await self._counter.exact(self.tokenizer, texts)
         return await self._counter.estimate(texts)
 
-    async def _estimate(self, context: Context) -> int:
+    async def _estimate(self, request: Generate) -> int:
         """Tokens of the prompt, as far as can be said from outside."""
-        shape, template = context.shape, self.server.template
+        if isinstance(request.raw, tuple):
+            return len(request.raw)
+        if request.raw is not None:
+            return sum(await self.count([request.raw]))
+        context, template = request.context, self.server.template
+        shape = context.shape
         texts = shape.verbatim_tokens + shape.summary_tokens + shape.system_tokens
         if not texts:
             texts = sum(await self.count([m.text for m in context.messages]))
@@ -299,7 +311,7 @@ class Session:
     async def learn(self, call: Call) -> None:
         """From an answer whose usage came with it, where the server counts only then."""
         told = call.usage.prompt_tokens if call.usage else None
-        if told and not self.tokenizer:
+        if told and not self.tokenizer and call.request.raw is None:
             await self._counter.learn([m.text for m in call.request.context.messages], told)
 
 

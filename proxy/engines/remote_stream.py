@@ -118,7 +118,10 @@ class _Logprobs(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    """Of a chat, with a `delta`, or of a text that goes on, with `text`."""
+
     delta: _Delta | None = None
+    text: str | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
@@ -161,7 +164,7 @@ def piece(data: bytes) -> Piece:
     delta = choice.delta or _NOTHING
     return Piece(
         opens=True,
-        text=delta.content or "",
+        text=delta.content or choice.text or "",
         finish_reason=choice.finish_reason or None,
         usage=chunk.usage,
         timings=chunk.timings,

@@ -39,6 +39,10 @@ class Upstream:
         return self.base + CHAT_PATH
 
     @property
+    def texts(self) -> str:
+        return self.base + "/completions"
+
+    @property
     def embeddings(self) -> str:
         return self.base + "/embeddings"
 
@@ -75,10 +79,12 @@ def body(
     with_usage: bool = False,
     slot: int | None = None,
 ) -> bytes:
-    """The JSON of a chat request. A warming request asks for one token: none is not allowed."""
+    """The JSON of a request, with its raw prompt or else these messages. A warming request asks for
+    one token: none is not allowed."""
+    said = {"messages": messages} if request.raw is None else {"prompt": prompt(request.raw)}
     fields: dict[str, Any] = {
         "model": server.name,
-        "messages": messages,
+        **said,
         "stream": stream,
         **sampling_fields(request.sampling, everything=server.kind is not Kind.OTHER),
     }
@@ -131,6 +137,10 @@ def call_format(wanted: CallFormat, tools: str) -> dict[str, Any]:
 def on_slot(slot: int | None) -> dict[str, Any]:
     """llama-server's own fields: where, and that what is there already is used."""
     return {"cache_prompt": True} | ({} if slot is None else {"id_slot": slot})
+
+
+def prompt(raw: str | tuple[int, ...]) -> str | tuple[int, ...]:
+    return plain(raw) if isinstance(raw, str) else raw
 
 
 def conversation(request: Generate) -> list[Message]:

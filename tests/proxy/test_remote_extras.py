@@ -17,6 +17,7 @@ from proxy.config import RemoteConfig
 from proxy.engines.base import (
     CallFormat,
     Delta,
+    Finished,
     Generate,
     JsonFormat,
     Priority,
@@ -163,6 +164,54 @@ async def test_a_call_that_was_demanded_before_the_server_was_known_is_refused_b
     assert not any(exchange.body.get("stream") for exchange in server.seen)
 
 
+def goes_on(said: str, reason: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "text": said, "logprobs": None, "finish_reason": reason}
+    return {"object": "text_completion", "choices": [choice]}
+
+
+@pytest.mark.parametrize("raw", ["Once upon", (5, 6, 7)], ids=str)
+async def test_a_raw_prompt_goes_to_the_servers_route_for_texts(raw: str | tuple[int, ...]) -> None:
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+
+    asked: list[Any] = []
+
+    async def texts(exchange: Exchange) -> None:
+        asked.append(exchange.body)
+        pieces = (goes_on(" a"), goes_on(" time", "length"), usage)
+        await exchange.stream(frames(*pieces) + DONE)
+
+    server = Upstream()
+    server.routes[("POST", "/v1/completions")] = texts
+    request = asking(raw=raw, max_tokens=2, sampling=Sampling(stop=("!",)))
+    async with serving(server) as engine:
+        await engine.model()
+        engine.check(request)
+        calibration = engine.status()["calibration"]
+        events = await ask(engine, request)
+        # Nothing is learned of chats from a text without one.
+        assert engine.status()["calibration"] == calibration
+        with pytest.raises(RequestRefused) as refused:
+            engine.check(replace(request, sampling=Sampling(logprobs=1)))
+        assert refused.value.param == "logprobs"
+    (body,) = asked
+    assert server.seen == []
+    assert "messages" not in body
+    assert body["prompt"] == (raw if isinstance(raw, str) else list(raw))
+    assert (body["max_tokens"], body["stop"], body["stream"]) == (2, ["!"], True)
+    assert text(events) == " a time"
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.finish_reason, finished.prompt_tokens) == ("length", 3)
+
+
+async def test_a_server_without_a_route_for_texts_says_so_once() -> None:
+    server = Upstream()
+    async with serving(server) as engine:
+        with pytest.raises(RequestRefused):
+            await ask(engine, asking(raw="Once upon"))
+        assert text(await ask(engine)) == "Hello"
+
+
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
 async def test_reasoning_comes_between_the_tags_that_the_proxy_knows(name: str) -> None:
     server = Upstream(
@@ -196,6 +245,7 @@ async def test_what_no_server_is_asked_for_is_refused_at_once() -> None:
             (asking(n=2), "n"),
             (asking(format=CallFormat(("weather",))), "tool_choice"),
             (asking(raw="Once upon"), "prompt"),
+            (asking(raw="Once upon", sampling=Sampling(logprobs=2)), "prompt"),
             (asking(sampling=Sampling(logprobs=2)), "logprobs"),
         ):
             with pytest.raises(RequestRefused) as refused:
