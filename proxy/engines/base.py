@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, Protocol
+from enum import IntEnum, StrEnum
+from typing import Any, Protocol, runtime_checkable
 
 from memory.context import Context
 from memory.ports import Budget, ModelGone
@@ -229,6 +229,25 @@ class Warmth:
     of: int
     in_memory: int
     on_disk: int
+
+
+class Place(StrEnum):
+    """Where a conversation was left on another program's server, by the books kept of it here."""
+
+    SLOT = "slot"
+    FILE = "file"
+    SEQUENCE = "sequence"
+    COLD = "cold"
+
+
+@runtime_checkable
+class KeepsPlaces(Protocol):
+    """An engine that cannot tell how much is warm, but where each conversation was left."""
+
+    def place(self, owner: str, conversation: str) -> Place | None:
+        """Without asking the server. None where the books say nothing; of another owner's
+        conversation they say COLD."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from proxy.engines.base import (
     Event,
     Generate,
     ModelInfo,
+    Place,
     Priority,
     RequestRefused,
     Warmth,
@@ -184,6 +185,9 @@ class RemoteEngine:
 
     async def warmth(self, owner: str, context: Context) -> Warmth:
         raise RequestRefused("The upstream server does not tell what is in its cache.")
+
+    def place(self, owner: str, conversation: str) -> Place | None:
+        return self._session.place(owner, conversation) if self._session else None
 
     def check(self, request: Generate) -> None:
         """Before a server was found, only what no kind of server is asked for is refused."""

@@ -53,12 +53,14 @@ class Resident:
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
+        self.whose = ("", "")
+        """Owner and conversation."""
 
-    def set(self, messages: Sequence[Message]) -> None:
-        self._messages = list(messages)
+    def set(self, messages: Sequence[Message], *, whose: tuple[str, str] = ("", "")) -> None:
+        self._messages, self.whose = list(messages), whose
 
     def clear(self) -> None:
-        self._messages = []
+        self._messages, self.whose = [], ("", "")
 
     def shared_chars(self, messages: Sequence[Message]) -> int:
         """How much of a prompt it holds, counted in characters of the texts."""

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 
+from proxy.engines.base import Place
 from proxy.engines.remote_errors import failure
 from proxy.engines.remote_files import SlotFiles
 from proxy.engines.remote_http import Http
@@ -53,6 +54,13 @@ class Seats:
         finally:
             if slot is not None:
                 self.slots.leave(slot)
+
+    def place(self, owner: str, conversation: str) -> Place:
+        if self._owners.get(conversation) != owner:
+            return Place.COLD
+        if self.slots.slot_of(conversation) is not None:
+            return Place.SLOT
+        return Place.FILE if self.files.tokens(conversation) else Place.COLD
 
     async def save(self, slot: int, conversation: str, *, n_tokens: int) -> None:
         """Keeps the slot in a file, where the file would hold less of the conversation."""

@@ -18,6 +18,7 @@ from proxy.engines.base import (
     EngineError,
     EngineUnavailable,
     Generate,
+    Place,
 )
 from proxy.engines.remote_ahead import Resident, Rotation, steps
 from proxy.engines.remote_call import Call
@@ -95,6 +96,15 @@ class Session:
         request = call.request
         async with self.seats.seat(request.conversation, request.owner) as slot:
             await self._ask(call, slot)
+
+    def place(self, owner: str, conversation: str) -> Place | None:
+        """See KeepsPlaces. llama_cpp.server's sequence is in nobody's books while it is written."""
+        if self._is(Kind.LLAMA_SERVER):
+            return self.seats.place(owner, conversation)
+        whose = self.resident.whose
+        if not self._is(Kind.LLAMA_CPP) or not whose[1]:
+            return None
+        return Place.SEQUENCE if whose == (owner, conversation) else Place.COLD
 
     def spoke(self, call: Call) -> None:
         """Takes note of whose prompt the server is likely to be asked for next."""
@@ -272,7 +282,7 @@ class Session:
             received = await answer.body()
         if answer.status != 200:
             raise failure(answer.status, received)
-        self.resident.set(messages)
+        self.resident.set(messages, whose=_whose(call))
         usage = get(msgspec.json.decode(received), "usage", "prompt_tokens")
         call.estimate_tokens = usage if isinstance(usage, int) else call.estimate_tokens
 
@@ -280,7 +290,7 @@ class Session:
         """This server reports no usage in a stream. Still in the call's turn: a question in
         somebody else's would break off an answer."""
         said = [_assistant(call.text)]
-        self.resident.set([*wire.messages(call.request.context), *said])
+        self.resident.set([*wire.messages(call.request.context), *said], whose=_whose(call))
         if call.completion_tokens is None and self.tokenizer and not call.warms:
             (call.completion_tokens,) = await self.tokenizer.count([call.text])
 
@@ -313,6 +323,10 @@ class Session:
         told = call.usage.prompt_tokens if call.usage else None
         if told and not self.tokenizer and call.request.raw is None:
             await self._counter.learn([m.text for m in call.request.context.messages], told)
+
+
+def _whose(call: Call) -> tuple[str, str]:
+    return call.request.owner, call.request.conversation
 
 
 def _mid_answer(error: EngineError, call: Call) -> EngineError:

@@ -30,7 +30,7 @@ from proxy.pages.serving import (
 from proxy.pages.snippets import snippet
 from proxy.pages.timeline import Picture, with_strips
 from proxy.pages.trees import Turn
-from proxy.pages.warmth import warmth_now
+from proxy.pages.warmth import left_at, warmth_now
 from proxy.pages.words import teller
 
 ENTRIES = 50
@@ -127,7 +127,7 @@ async def _warmth(request: Request, chat: Chat) -> tuple[str, Picture]:
     state, t = request.app.state, teller(language_for(request))
     found = await warmth_now(state.store, state.engine, state.policy, chat)
     if found is None:
-        return t("warm_unknown"), chat.picture()
+        return t(f"warm_{left_at(state.engine, chat) or 'unknown'}"), chat.picture()
     drawn = with_strips(
         chat.picture(), chat.turns, in_memory=found.in_memory, on_disk=found.on_disk
     )

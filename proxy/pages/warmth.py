@@ -10,7 +10,7 @@ from memory.context import DoesNotFit
 from memory.policy import Policy
 from memory.store import Store
 from proxy.background import EngineTokens
-from proxy.engines.base import Engine, EngineError, Warmth
+from proxy.engines.base import Engine, EngineError, KeepsPlaces, Place, Warmth
 from proxy.pages.chats import Chat, context_now
 
 LOOK_S = 1.0
@@ -46,6 +46,15 @@ async def warmth_now(store: Store, engine: Engine, policy: Policy, chat: Chat) -
     n_warm = [warm_messages(costs, of=tokens.of, n_tokens=n, slack=each) for n in lengths]
     in_memory, on_disk = (0 if n is None else n_hidden + n for n in n_warm)
     return Warm(tokens, in_memory, on_disk)
+
+
+def left_at(engine: Engine, chat: Chat) -> str:
+    """Where a server that is another program's was left with it: slot, file, sequence or elsewhere;
+    "" where that is not known."""
+    if not (isinstance(engine, KeepsPlaces) and engine.ready()):
+        return ""
+    place = engine.place(chat.owner, chat.entry.id)
+    return "elsewhere" if place is Place.COLD else place or ""
 
 
 def warm_messages(costs: Sequence[int], *, of: int, n_tokens: int, slack: int) -> int | None:

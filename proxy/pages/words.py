@@ -100,6 +100,23 @@ _WORDS = {
         "Cold: none of the {of} tokens of what stands before your next message are in the cache.",
         "未準備: 次の発言の前に置かれる {of} トークンはキャッシュにありません。",
     ),
+    "warm_slot": (
+        "Warm: this conversation sits in a slot of the server, by chatfold's own books.",
+        "準備済み: この会話はサーバーのスロットにあります（chatfold の記録による）。",
+    ),
+    "warm_file": (
+        "This conversation was left in a file of the server, by chatfold's own books: it comes back "
+        "by a copy.",
+        "この会話はサーバーのファイルに保存され、読み戻せます（chatfold の記録による）。",
+    ),
+    "warm_sequence": (
+        "Warm: the server's one sequence holds this conversation, by chatfold's own books.",
+        "準備済み: サーバーの唯一のシーケンスにこの会話があります（chatfold の記録による）。",
+    ),
+    "warm_elsewhere": (
+        "Cold, by chatfold's own books: nothing of this conversation was left on the server.",
+        "未準備: この会話はサーバー上に残っていません（chatfold の記録による）。",
+    ),
     "warm_unknown": (
         "What of this is warm is not known: the model is busy or away, or runs on a server that "
         "does not tell.",

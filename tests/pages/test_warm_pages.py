@@ -9,7 +9,7 @@ import pytest
 from served import TEXTS, Served
 
 from memory.context import Context
-from proxy.engines.base import EngineUnavailable, Warmth
+from proxy.engines.base import EngineUnavailable, Place, Warmth
 from proxy.headers import owner_of
 from proxy.pages.warmth import warm_messages
 
@@ -70,6 +70,39 @@ def test_a_snapshot_on_disk_is_told_and_drawn(
     words, page = told(fresh)
     assert "0 of 1,000 tokens" in words and "1,000 on disk" in words
     assert strips(page) == {"disk": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("place", "begins"),
+    [
+        (Place.SLOT, "Warm: this conversation sits in a slot"),
+        (Place.FILE, "This conversation was left in a file"),
+        (Place.SEQUENCE, "Warm: the server&#39;s one sequence"),
+        (Place.COLD, "Cold, by chatfold&#39;s own books"),
+        (None, "What of this is warm is not known"),
+    ],
+)
+def test_another_programs_server_is_told_of_from_the_books(
+    fresh: Served, monkeypatch: pytest.MonkeyPatch, place: Place | None, begins: str
+) -> None:
+    fresh.say(TEXTS[:2])
+    fresh.wait_idle()
+    asked = []
+
+    class Books:
+        tells_warmth = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(fresh.engine, name)
+
+        def place(self, owner: str, conversation: str) -> Place | None:
+            asked.append((owner, conversation))
+            return place
+
+    monkeypatch.setattr(fresh.app.state, "engine", Books())
+    words, page = told(fresh)
+    assert words.startswith(begins) and strips(page) == {}
+    assert asked == [(owner_of({}), fresh.only())]
 
 
 def test_an_engine_that_cannot_tell_leaves_the_page_as_it_is(

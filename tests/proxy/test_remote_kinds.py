@@ -16,7 +16,7 @@ from test_remote import BACKGROUND, CHAT, SIDE, ask, asking, finish, serving, te
 from memory.context import Context, ContextMessage, Shape
 from proxy.config import Config, RemoteConfig
 from proxy.engines import remote, remote_next
-from proxy.engines.base import EngineUnavailable, Generate
+from proxy.engines.base import EngineUnavailable, Generate, Place
 from proxy.engines.remote import RemoteEngine
 
 pytestmark = pytest.mark.anyio
@@ -422,6 +422,34 @@ async def test_a_slot_is_saved_after_warming_and_restored_when_its_chat_comes_ba
         await ask(engine, asking("other", conversation="b"))
         await ask(engine, asking("hi again", conversation="a"))
         assert server.log[-3:] == [f"restore {name}", "restore in 0", "asked hi again"]
+
+
+async def test_the_books_tell_where_a_conversation_was_left_and_only_its_owner() -> None:
+    server = llama_server(slots=1, saves=True)
+    async with serving(server, remote=RemoteConfig()) as engine:
+        await engine.model()
+        assert engine.place("me", "a") is Place.COLD
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+        assert engine.place("me", "a") is Place.SLOT
+        await ask(engine, replace(asking("other", conversation="b"), owner="you"))
+        n_asked = len(server.seen), len(server.log)
+        assert engine.place("me", "a") is Place.FILE
+        assert engine.place("you", "b") is Place.SLOT
+        assert engine.place("me", "b") is engine.place("you", "a") is Place.COLD
+        assert (len(server.seen), len(server.log)) == n_asked
+        await ask(engine, asking("third", conversation="c"))
+        assert engine.place("you", "b") is Place.COLD  # nothing of it was saved
+
+
+async def test_the_one_sequence_is_told_to_the_owner_of_what_it_holds() -> None:
+    async with serving(llama_cpp(answering)) as engine:
+        await engine.model()
+        assert engine.place("me", "a") is None
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+        assert engine.place("me", "a") is Place.SEQUENCE
+        assert engine.place("you", "a") is engine.place("me", "b") is Place.COLD
+        await ask(engine, replace(asking("other", conversation="b"), owner="you"))
+        assert engine.place("you", "b") is Place.SEQUENCE
 
 
 async def test_a_slot_that_cannot_be_restored_is_evaluated_again() -> None:
