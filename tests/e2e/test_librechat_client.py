@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from bench.librechat_client import Chat, Client, evaluated, librechat, missing
-from bench.librechat_run import ACTS, LIMIT_TOKENS, SAY, Run, amplification, note
+from bench.librechat_run import ACTS, LIMIT_TOKENS, OPTIONS, SAY, Run, amplification, note
 
 from .serving import Proxy, serving
 
@@ -20,7 +20,7 @@ pytestmark = [
 
 N_CTX = 1536
 AMPLIFICATION_MOST = 1.10
-BRIEF: dict[str, Any] = {"instructions": "You are terse.", "maxTokens": 8}
+BRIEF: dict[str, Any] = dict(OPTIONS)
 
 
 @pytest.fixture(scope="module")
