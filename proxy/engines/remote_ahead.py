@@ -25,6 +25,7 @@ class Rotation:
     def __init__(self) -> None:
         self._after: OrderedDict[str, str] = OrderedDict()
         self._prompts: OrderedDict[str, list[Message]] = OrderedDict()
+        self._owners: OrderedDict[str, str] = OrderedDict()
         self._last = ""
 
     def spoke(self, conversation: str) -> None:
@@ -35,8 +36,11 @@ class Rotation:
         self._last = conversation
         _trim(self._after)
 
-    def knows(self, conversation: str, messages: list[Message]) -> None:
+    def knows(self, conversation: str, messages: list[Message], *, owner: str = "") -> None:
         """What the next request of this conversation will begin with."""
+        self._owners[conversation] = owner
+        self._owners.move_to_end(conversation)
+        _trim(self._owners)
         self._prompts[conversation] = messages
         self._prompts.move_to_end(conversation)
         _trim(self._prompts)
@@ -44,8 +48,16 @@ class Rotation:
     def next(self) -> list[Message]:
         """The beginning of the prompt that is likely to be next: whoever followed the last speaker
         the last time, or the last speaker; empty where it is not known."""
+        return self._prompts.get(self._likely(), [])
+
+    def whose(self) -> tuple[str, str]:
+        """Owner and conversation of `next`."""
+        likely = self._likely()
+        return self._owners.get(likely, ""), likely
+
+    def _likely(self) -> str:
         likely = self._after.get(self._last, self._last)
-        return self._prompts.get(likely) or self._prompts.get(self._last) or []
+        return likely if self._prompts.get(likely) else self._last
 
 
 class Resident:

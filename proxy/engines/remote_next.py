@@ -63,6 +63,7 @@ class NextChat:
             await call.ticket.turn(within_s=self._queue_s)
             with call.ticket.scope:
                 if messages := session.rotation.next():
-                    await session.warm_in_steps(call, messages)
+                    whose = session.rotation.whose()
+                    await session.warm_in_steps(call, messages, whose=whose)
         finally:
             self._turns.leave(call.ticket)

@@ -114,14 +114,15 @@ class Session:
                 self.rotation.spoke(request.conversation)
             said = [_assistant(call.text)] if call.text else []
             messages = [*wire.messages(request.context), *said]
-            self.rotation.knows(request.conversation, messages)
+            self.rotation.knows(request.conversation, messages, owner=request.owner)
 
     async def _ask(self, call: Call, slot: int | None) -> None:
         call.estimate_tokens = await self._estimate(call.request)
         if call.warms and self._is(Kind.LLAMA_SERVER) and await self._warm_slot(call, slot):
             return
         if call.warms and self._is(Kind.LLAMA_CPP):
-            return await self.warm_in_steps(call, wire.messages(call.request.context))
+            messages = wire.messages(call.request.context)
+            return await self.warm_in_steps(call, messages, whose=_whose(call))
         await self._stream(call, slot)
         if not call.started and call.request.raw is None:
             await self._hear_why(call)
@@ -258,19 +259,21 @@ class Session:
 
     # -- llama_cpp.server: one sequence ----------------------------------------------------------
 
-    async def warm_in_steps(self, call: Call, messages: list[Message]) -> None:
+    async def warm_in_steps(
+        self, call: Call, messages: list[Message], *, whose: tuple[str, str]
+    ) -> None:
         """Evaluates a prompt step by step: a request that comes meanwhile waits for one step, as
         the server does not leave a prompt before its end. Steps that were done stay done."""
         known, total = self.resident.shared_chars(messages), wire.n_chars(messages)
         if not self.resident.holds(messages):
             for step in steps(messages, known_chars=known):
-                await self._evaluate(call, step)
+                await self._evaluate(call, step, whose)
         # Not reported: the share of the text that was there already.
         prompt = call.estimate_tokens
         cached = prompt * known // max(1, total)
         call.warmed(prompt_tokens=prompt, cached_tokens=cached, now=anyio.current_time())
 
-    async def _evaluate(self, call: Call, messages: list[Message]) -> None:
+    async def _evaluate(self, call: Call, messages: list[Message], whose: tuple[str, str]) -> None:
         wait_s = self._settings.first_token_s
         call.ticket.scope.deadline = anyio.current_time() + wait_s
         body = wire.body(
@@ -282,7 +285,7 @@ class Session:
             received = await answer.body()
         if answer.status != 200:
             raise failure(answer.status, received)
-        self.resident.set(messages, whose=_whose(call))
+        self.resident.set(messages, whose=whose)
         usage = get(msgspec.json.decode(received), "usage", "prompt_tokens")
         call.estimate_tokens = usage if isinstance(usage, int) else call.estimate_tokens
 

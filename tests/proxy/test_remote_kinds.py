@@ -346,6 +346,8 @@ async def test_the_chat_that_is_likely_to_be_next_is_made_ready(
             await until(lambda: not engine.status()["ahead"])
         # After a's first turn b spoke, so it is b's turn now.
         assert evaluated()[-1] == "b"
+        assert engine.place("me", "b") is Place.SEQUENCE
+        assert engine.place("me", "a") is engine.place("you", "b") is Place.COLD
         before = len(server.seen)
         await ask(engine, saying("b", "Hello", "go on", conversation="b"))
         assert server.seen[before].body["stream"]
