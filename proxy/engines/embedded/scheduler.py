@@ -399,10 +399,12 @@ class Scheduler:
         self._tell_progress(request)
 
     def _tell_progress(self, request: Request) -> None:
+        if not request.submit.tells_progress or not request.missing:
+            return
         now = self._clock()
-        if request.submit.tells_progress and now - request.told_at >= PROGRESS_S:
+        if now - request.told_at >= PROGRESS_S:
             assert request.sequence is not None
-            done = min(len(request.sequence.tokens), request.n_prompt)
+            done = len(request.sequence.tokens)
             if done < request.n_prompt:
                 request.told_at = now
                 self._emit(Reading(id=request.id, done=done, of=request.n_prompt))
