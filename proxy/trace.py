@@ -19,6 +19,10 @@ class Trace:
         """Opens the file for appending; "" switches the trace off."""
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if path else -1
 
+    def __bool__(self) -> bool:
+        """Whether anybody listens."""
+        return self._fd >= 0
+
     def __call__(self, event: str, /, **fields: object) -> None:
         if self._fd >= 0:
             line = {"t": round(time.monotonic(), 6), "event": event, **fields}

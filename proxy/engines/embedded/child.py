@@ -52,8 +52,9 @@ class EngineTrace:
         self._trace(event, request=request.id, cls=cls, prompt=request.n_prompt, most=most)
 
     def batch(self, requests: Sequence[Request], *, n_tokens: int) -> None:
-        ids, cls = [r.id for r in requests], CLASSES[requests[0].priority]
-        self._trace("batch", requests=ids, cls=cls, tokens=n_tokens)
+        if self._trace:
+            ids, cls = [r.id for r in requests], CLASSES[requests[0].priority]
+            self._trace("batch", requests=ids, cls=cls, tokens=n_tokens)
 
 
 class Gate:
@@ -116,22 +117,22 @@ def _serve(scheduler: Scheduler, embeddings: Embeddings, inbox: Inbox, outbox: O
     wait_s = IDLE_SAVE_S
     scheduler.report()  # the cells and the snapshots that are there, before anybody asks
     outbox.flush()
+    at_rest = True
     while True:
-        items = inbox.take(wait_s=0 if embeddings or not scheduler.at_rest else wait_s)
+        items = inbox.take(wait_s=wait_s if at_rest else 0)
         for item in items:
             _handle(scheduler, embeddings, item)
         if embeddings and (scheduler.at_rest or scheduler.active_class() == BACKGROUND):
             embeddings.step()
-            inbox.leave()
-        elif items or not scheduler.at_rest:
+        elif items or not at_rest:
             scheduler.step()
-            inbox.leave()
             wait_s = IDLE_SAVE_S
         else:
             # One at a time, so that who comes meanwhile does not wait for all of them.
             wait_s = 0.001 if scheduler.save_one() else IDLE_WAIT_S
             scheduler.report()
-        if scheduler.at_rest or embeddings:
+        at_rest = scheduler.at_rest and not embeddings
+        if at_rest or embeddings:
             outbox.flush()
         else:
             outbox.flush_due()

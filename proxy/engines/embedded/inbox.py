@@ -35,22 +35,24 @@ class Inbox:
     def __init__(self, llama: Llama) -> None:
         self._llama = llama
         self._items: deque[Item] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._batch: tuple[int, frozenset[int]] | None = None
         self.steps = 0
         """How often the engine thread has come by here: it grows as long as that thread lives."""
         self.idle = False
 
     def put(self, item: Item) -> None:
-        with self._changed:
+        with self._lock:
             self._items.append(item)
             if self._must_interrupt(item):
                 self._llama.abort.set()
             self._changed.notify()
 
     def take(self, *, wait_s: float) -> list[Item]:
-        with self._changed:
+        with self._lock:
             self.steps += 1
+            self._batch = None
             if wait_s and not self._items:
                 self.idle = True
                 self._changed.wait(wait_s)
@@ -62,18 +64,14 @@ class Inbox:
     def enter(self, priority: int, requests: Sequence[int]) -> bool:
         """The engine thread is about to evaluate this batch; false if there is news to read first.
 
-        What arrives after this finds the batch here and can raise the flag: none slips through.
+        What arrives after this finds the batch here, until the next `take`, and can raise the
+        flag: none slips through. A flag that comes too late is taken down before the next batch.
         """
-        with self._changed:
+        with self._lock:
             self.steps += 1
             self._llama.abort.clear()
             self._batch = (priority, frozenset(requests)) if not self._items else None
             return self._batch is not None
-
-    def leave(self) -> None:
-        with self._changed:
-            self.steps += 1
-            self._batch = None
 
     def _must_interrupt(self, item: Item) -> bool:
         if self._batch is None or isinstance(item, Forget | Glance):

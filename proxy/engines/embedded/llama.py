@@ -74,7 +74,9 @@ class Llama:
         self.n_batch = int(C.llama_n_batch(self._context))
         self.n_ubatch = int(C.llama_n_ubatch(self._context))
         self._batch = C.llama_batch_init(self.n_batch, 0, 1)
+        self._seq_ids = [self._batch.seq_id[i] for i in range(self.n_batch)]
         self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
+        self._row = ctypes.c_float * self.n_vocab
         self._pieces: dict[int, bytes] = {}
         self._revealed: frozenset[int] = frozenset()
         self._window = int(C.llama_model_n_swa(self._model))
@@ -320,11 +322,13 @@ class Llama:
         on.
         """
         b, n = self._batch, 0
+        # Each look at a field of the struct makes a pointer: once a batch, not once a token.
+        ids, positions, n_seq_id, logits = b.token, b.pos, b.n_seq_id, b.logits
         for sequence, start, tokens, wants_logits in entries:
-            for i, token in enumerate(tokens):
-                b.token[n], b.pos[n] = token, start + i
-                b.n_seq_id[n], b.seq_id[n][0] = 1, sequence
-                b.logits[n] = wants_logits and i == len(tokens) - 1
+            last = start + len(tokens) - 1 if wants_logits else -1
+            for position, token in enumerate(tokens, start):
+                ids[n], positions[n], logits[n] = token, position, position == last
+                n_seq_id[n], self._seq_ids[n][0] = 1, sequence
                 n += 1
         b.n_tokens = n
         status = int(C.llama_decode(self._context, b))
@@ -335,7 +339,8 @@ class Llama:
     def logits(self, index: int) -> Any:
         """Of batch entry `index`, one number for each token. Good until the next batch."""
         pointer = C.llama_get_logits_ith(self._context, index)
-        return np.ctypeslib.as_array(pointer, (self.n_vocab,))
+        # What `np.ctypeslib.as_array` would give, which makes a new type of the pointer every time.
+        return np.asarray(self._row.from_address(ctypes.addressof(pointer.contents)))
 
 
 def _array(data: bytes | memoryview) -> ctypes.Array[ctypes.c_uint8]:

@@ -26,6 +26,9 @@ class Request:
     submit: Submit
     tokens: list[int]
     arrived_at: float
+    id: int = field(init=False)
+    owner: str = field(init=False)
+    priority: int = field(init=False)
     n_prompt: int = 0
     max_new: int = 0
     sequence: KVSequence | None = None
@@ -41,7 +44,8 @@ class Request:
     """When its progress was last told."""
     said: int = 0
     read: int = 0
-    """Texts given out, and those that the reader has taken, of all answers together."""
+    """Texts given out of all answers together, and those that the reader has taken; kept by the
+    first answer."""
     grammar: Grammar | None = None
     choice: int = 0
     choices: list[Request] = field(default_factory=list)
@@ -49,6 +53,8 @@ class Request:
     logprobs: Aligned[TokenLogprob] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.id, self.owner = self.submit.id, self.submit.owner
+        self.priority = self.submit.priority
         self.text = TextStream(self.submit.stop)
         self.logprobs = Aligned(self.text)
         self.choices = self.choices or [self]
@@ -61,25 +67,12 @@ class Request:
             arrived_at=self.arrived_at,
             n_prompt=self.n_prompt,
             max_new=self.max_new,
-            read=self.read,
             grammar=self.grammar.copy() if self.grammar else None,
             choice=len(self.choices),
             choices=self.choices,
         )
         self.choices.append(other)
         return other
-
-    @property
-    def id(self) -> int:
-        return self.submit.id
-
-    @property
-    def owner(self) -> str:
-        return self.submit.owner
-
-    @property
-    def priority(self) -> int:
-        return self.submit.priority
 
     @property
     def warms(self) -> bool:
@@ -95,6 +88,10 @@ class Request:
         return self.tokens[self.n_prompt :]
 
     @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
     def missing(self) -> int:
         """Tokens still to evaluate before the next one can be chosen."""
         return len(self.tokens) - len(self.sequence.tokens) if self.sequence else len(self.tokens)
@@ -102,7 +99,8 @@ class Request:
     @property
     def held_back(self) -> bool:
         """Whether its reader has too much unread already: it stays out of the batches."""
-        return sum(r.said for r in self.choices) - self.read >= self.submit.unread_most
+        first = self.choices[0]
+        return first.said - first.read >= self.submit.unread_most
 
     @property
     def decodes(self) -> bool:

@@ -133,9 +133,10 @@ class Scheduler:
         """The reader has taken `n_texts` of the request's texts."""
         for request in [*self.running, *self.waiting]:
             if request.id == request_id:
-                was_held_back, request.read = request.held_back, n_texts
+                was_held_back, request.choices[0].read = request.held_back, n_texts
                 if was_held_back and not request.held_back:
                     self._trace.request("request_caught_up", request)
+                return
 
     def stats(self) -> Stats:
         cache = self._cache
@@ -186,8 +187,11 @@ class Scheduler:
 
     def active_class(self) -> int | None:
         """The best class that has anything to do: no other is in the next batch."""
-        able = (r for r in (*self.running, *self.waiting) if not r.held_back)
-        return min((r.priority for r in able), default=None)
+        best = None
+        for r in (*self.running, *self.waiting):
+            if (best is None or r.priority < best) and not r.held_back:
+                best = r.priority
+        return best
 
     def _admit(self) -> None:
         if not self.waiting:
@@ -335,14 +339,19 @@ class Scheduler:
         ready = [r for r in able if r.priority == best]
         decoding = [r for r in ready if r.decodes]
         prefilling = [r for r in ready if not r.decodes]
-        room = room_for_prompts(
-            best, beside=len(decoding), n_batch=self._llama.n_batch, n_ubatch=self._llama.n_ubatch
-        )
         batch = [(r, r.tokens[-1:]) for r in decoding]
-        for r, n in zip(prefilling, shares([r.missing for r in prefilling], room), strict=True):
-            if n:
-                batch.append((r, r.next_tokens(n)))
+        if prefilling:
+            batch += self._chunks(prefilling, best, beside=len(decoding))
         return self._fit(batch)
+
+    def _chunks(
+        self, prefilling: Sequence[Request], best: int | None, *, beside: int
+    ) -> list[tuple[Request, list[int]]]:
+        """Each prompt's share of the room that the answers leave."""
+        n_batch, n_ubatch = self._llama.n_batch, self._llama.n_ubatch
+        room = room_for_prompts(best, beside=beside, n_batch=n_batch, n_ubatch=n_ubatch)
+        given = shares([r.missing for r in prefilling], room)
+        return [(r, r.next_tokens(n)) for r, n in zip(prefilling, given, strict=True) if n]
 
     def _fit(self, batch: list[tuple[Request, list[int]]]) -> list[tuple[Request, list[int]]]:
         """Makes room for the batch: idle sequences go first, then the youngest request waits."""
@@ -462,7 +471,7 @@ class Scheduler:
         self._say(request, text, request.logprobs.due())
         if request.text.stopped:
             self._finish(request, "stop")
-        elif len(request.generated) >= request.max_new:
+        elif request.n_generated >= request.max_new:
             self._finish(request, "length")
 
     # -- the ends of a request -------------------------------------------------------------------
@@ -482,7 +491,7 @@ class Scheduler:
 
     def _say(self, request: Request, text: str, logprobs: tuple[TokenLogprob, ...]) -> None:
         if text or logprobs:
-            request.said += 1
+            request.choices[0].said += 1
             frame = Text(id=request.id, text=text, choice=request.choice, logprobs=logprobs)
             self._emit(frame)
             if request.held_back:
@@ -505,7 +514,7 @@ class Scheduler:
             finish_reason=first.reason,
             prompt_tokens=first.n_prompt,
             cached_tokens=first.cached_tokens,
-            completion_tokens=sum(len(r.generated) for r in choices),
+            completion_tokens=sum(r.n_generated for r in choices),
             token_ids=self._token_ids(first),
             queued_s=first.began_at - first.arrived_at,
             prefill_s=first.first_token_at - first.began_at,

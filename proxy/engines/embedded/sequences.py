@@ -229,10 +229,11 @@ class SequenceCache:
 
     def extend(self, sequence: Sequence, tokens: Seq[int]) -> None:
         """These tokens were just evaluated behind the sequence."""
-        cells = [next(self._next_cell) for _ in tokens]
         sequence.tokens.extend(tokens)
-        sequence.cells.extend(cells)
-        self._refs.update(cells)
+        for _ in tokens:
+            cell = next(self._next_cell)
+            sequence.cells.append(cell)
+            self._refs[cell] = 1
 
     def truncate(self, sequence: Sequence, n: int) -> None:
         """Forgets all but the first `n` tokens. Where the state cannot be cut there, what a

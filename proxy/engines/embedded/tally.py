@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from proxy.engines.embedded.totals import (
     BATCH_BUCKETS,
     QUEUE_BUCKETS_S,
     ClassTotals,
+    Histogram,
     Totals,
 )
 
@@ -34,7 +36,15 @@ class Tally:
         self._restored_before = 0
         self._batch: Sequence[Request] = ()
         self._asked: set[int] = set()
-        self.totals = Totals()
+        self._totals = Totals()
+        self._batch_counts = list(self._totals.batch_tokens.counts)
+        self._batch_tokens = 0
+
+    @property
+    def totals(self) -> Totals:
+        # Only when they are asked for: a batch of one token has no time for new structs.
+        filled = Histogram(tuple(self._batch_counts), self._batch_tokens)
+        return replace(self._totals, batch_tokens=filled)
 
     def request(self, event: str, request: Request) -> None:
         match event:
@@ -53,13 +63,13 @@ class Tally:
 
     def batch(self, requests: Sequence[Request], *, n_tokens: int) -> None:
         self._batch = requests
-        filled = self.totals.batch_tokens.with_value(n_tokens, BATCH_BUCKETS)
-        self.totals = replace(self.totals, batch_tokens=filled)
+        self._batch_counts[bisect_left(BATCH_BUCKETS, n_tokens)] += 1
+        self._batch_tokens += n_tokens
         self._trace.batch(requests, n_tokens=n_tokens)
 
     def _started(self, request: Request) -> None:
         new, self._restored_before = self._restored() - self._restored_before, self._restored()
-        own = self.totals.classes[request.priority]
+        own = self._totals.classes[request.priority]
         queue_s = own.queue_s
         # Once each: not for further answers, nor when it had to go back to the queue.
         if not request.choice and request.id not in self._asked:
@@ -70,21 +80,21 @@ class Tally:
 
     def _ended(self, request: Request) -> None:
         self._asked.discard(request.id)
-        own = self.totals.classes[request.priority]
+        own = self._totals.classes[request.priority]
         prefilled = bool(request.first_token_at) and not request.choice
         ended = replace(
             own,
             evaluated=own.evaluated + request.evaluated_prompt,
             cached=own.cached + (request.cached_tokens if prefilled else 0),
-            generated=own.generated + len(request.generated),
+            generated=own.generated + request.n_generated,
         )
         self._put(request, ended)
 
     def _put(self, request: Request, own: ClassTotals) -> None:
-        classes = list(self.totals.classes)
+        classes = list(self._totals.classes)
         classes[request.priority] = own
-        self.totals = replace(self.totals, classes=tuple(classes))
+        self._totals = replace(self._totals, classes=tuple(classes))
 
     def _add(self, **numbers: int) -> None:
-        grown = {name: getattr(self.totals, name) + n for name, n in numbers.items()}
-        self.totals = replace(self.totals, **grown)
+        grown = {name: getattr(self._totals, name) + n for name, n in numbers.items()}
+        self._totals = replace(self._totals, **grown)

@@ -53,6 +53,8 @@ class TextStream:
         return self._give(rest)
 
     def _release(self, text: str) -> str:
+        if not self._stop:
+            return self._give(text)
         self._held += text
         at = _first(self._held, self._stop)
         if at is not None:
