@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from memory.context import Context, ContextMessage, Shape
-from proxy.engines.base import Embeddings, Generate, Priority, RequestRefused
-from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
-from proxy.engines.embedded.protocol import Load
+from proxy.engines.base import (
+    Embeddings,
+    EngineUnavailable,
+    Generate,
+    Priority,
+    QueueFull,
+    RequestRefused,
+)
+from proxy.engines.embedded.engine import EMBEDDINGS_MOST, EmbeddedEngine, EmbeddedSettings
+from proxy.engines.embedded.protocol import Cancel, Command, Embed, Load
 from tests.engine.tiny_bert import EMBD, N_CTX, write_bert
 
 pytestmark = pytest.mark.slow
@@ -20,10 +28,18 @@ pytestmark = pytest.mark.slow
 PATIENCE_S = 60.0
 
 
+MANY = ["tower river " * 50] * 20_000
+"""More than can be embedded before it is taken back."""
+
+
+def settings(path: str) -> EmbeddedSettings:
+    load = Load(path=path, n_ctx=128, cache_tokens=128, sequences=2, threads=1)
+    return EmbeddedSettings(load, start_s=PATIENCE_S)
+
+
 def with_engine(path: str, main: Any) -> Any:
     async def run() -> Any:
-        load = Load(path=path, n_ctx=128, cache_tokens=128, sequences=2, threads=1)
-        engine = EmbeddedEngine(EmbeddedSettings(load, start_s=PATIENCE_S))
+        engine = EmbeddedEngine(settings(path))
         await engine.start()
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -82,6 +98,58 @@ def test_many_requests_at_once_each_get_their_own_vectors(bert: str) -> None:
         return together
 
     assert len({t.vectors for t in with_engine(bert, main)}) == 3
+
+
+@pytest.mark.parametrize("ends", ["client", "time"])
+def test_what_nobody_waits_for_any_more_is_taken_back(
+    bert: str, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Command] = []
+    begins = asyncio.Event()
+    send = EmbeddedEngine._send
+
+    def told(engine: EmbeddedEngine, command: Command) -> None:
+        sent.append(command)
+        send(engine, command)
+        if isinstance(command, Embed):
+            begins.set()
+
+    monkeypatch.setattr(EmbeddedEngine, "_send", told)
+
+    async def main(engine: EmbeddedEngine) -> Embeddings:
+        if ends == "client":
+            task = asyncio.create_task(engine.embed(MANY))
+            await begins.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            engine._settings = replace(engine._settings, embeddings_s=0.01)
+            with pytest.raises(EngineUnavailable, match="no time for embeddings"):
+                await engine.embed(MANY)
+            engine._settings = replace(engine._settings, embeddings_s=30)
+        begun, taken_back = sent[-2:]
+        assert isinstance(begun, Embed)
+        assert taken_back == Cancel(id=begun.id)
+        return await engine.embed(["train"])
+
+    assert len(with_engine(bert, main).vectors) == 1
+
+
+def test_no_more_wait_than_may_though_the_model_is_still_loading(bert: str) -> None:
+    async def main() -> list[Embeddings | BaseException]:
+        engine = EmbeddedEngine(settings(bert))
+        await engine.start()
+        try:
+            wanted = (engine.embed(["train"]) for _ in range(EMBEDDINGS_MOST + 3))
+            return await asyncio.gather(*wanted, return_exceptions=True)
+        finally:
+            await engine.stop()
+
+    found = asyncio.run(main())
+    refused = [f for f in found if isinstance(f, QueueFull)]
+    assert len(refused) == 3
+    assert sum(isinstance(f, Embeddings) for f in found) == EMBEDDINGS_MOST
 
 
 def test_a_model_made_for_writing_makes_no_embeddings(model_path: str) -> None:

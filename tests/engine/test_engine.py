@@ -358,8 +358,9 @@ def last_index(events: list[tuple[str, int]], event: tuple[str, int]) -> int:
     return len(events) - 1 - events[::-1].index(event)
 
 
+@pytest.mark.parametrize("n_read", [0, 1, 2, 3])
 def test_who_never_reads_on_is_told_so_and_the_engine_is_free(
-    load: Load, monkeypatch: pytest.MonkeyPatch
+    load: Load, monkeypatch: pytest.MonkeyPatch, n_read: int
 ) -> None:
     monkeypatch.setattr(module, "UNREAD_MOST", 8)
     request = ask("Tell me a story.", max_tokens=None, sampling=ENDLESS)
@@ -368,9 +369,9 @@ def test_who_never_reads_on_is_told_so_and_the_engine_is_free(
         async with running(load, reader_s=0.05) as engine:
             async with engine.generate(request) as stream:
                 assert isinstance(await anext(stream), Started)
+                texts = [(await anext(stream)).text for _ in range(n_read)]
                 await until(lambda: not engine._calls)
                 await until(lambda: not busy(engine))
-                texts = []
                 with pytest.raises(ReaderStalled, match=r"not read for 0\.05 seconds"):
                     async for event in stream:
                         assert isinstance(event, Delta)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, fields
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 from memory.context import Context
 from proxy.config import Config, EngineConfig, model_file
@@ -39,6 +39,8 @@ from proxy.engines.embedded.totals import Totals, to_json
 from proxy.engines.embedded.watch import Watch
 
 log = logging.getLogger("chatfold.engine")
+
+T = TypeVar("T")
 
 CHILD = ("-m", "proxy.engines.embedded.child")
 """Arguments to the interpreter that make it the model process."""
@@ -206,34 +208,50 @@ class EmbeddedEngine:
 
     async def _counted(self, command: Count | protocol.CountTools) -> list[int]:
         await self._until_loaded()
-        future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        self._counts[command.id] = future
-        try:
-            self._send(command)
-            async with asyncio.timeout(COUNT_S):
-                return await future
-        except TimeoutError as exc:
-            raise EngineUnavailable("The model process does not answer.") from exc
-        finally:
-            self._counts.pop(command.id, None)
+        return await self._reply(self._counts, command)
 
     async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
+        self._check_embeddings()
+        await self._until_loaded()
+        self._check_embeddings()  # So many may have waited for the model.
+        texts = tuple(translation.printable(x) if isinstance(x, str) else x for x in inputs)
+        command = protocol.Embed(id=next(self._ids), inputs=texts)
+        try:
+            return await self._reply(
+                self._embeddings,
+                command,
+                limit_s=self._settings.embeddings_s,
+                late="The model found no time for embeddings.",
+            )
+        except (asyncio.CancelledError, EngineUnavailable):
+            self._send(Cancel(id=command.id))
+            raise
+
+    def _check_embeddings(self) -> None:
         if len(self._embeddings) >= EMBEDDINGS_MOST:
             raise QueueFull("Too many requests for embeddings wait already; try again shortly.")
-        await self._until_loaded()
-        id_ = next(self._ids)
-        future: asyncio.Future[Embeddings] = asyncio.get_running_loop().create_future()
-        self._embeddings[id_] = future
+
+    async def _reply(
+        self,
+        waiting: dict[int, asyncio.Future[T]],
+        command: Count | protocol.CountTools | protocol.Embed | protocol.Look,
+        *,
+        limit_s: float = COUNT_S,
+        late: str = "The model process does not answer.",
+    ) -> T:
+        """What the process says to a command that gets one reply. Raises EngineError, `late` after
+        `limit_s` seconds.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiting[command.id] = future
         try:
-            texts = tuple(translation.printable(x) if isinstance(x, str) else x for x in inputs)
-            self._send(protocol.Embed(id=id_, inputs=texts))
-            async with asyncio.timeout(self._settings.embeddings_s):
+            self._send(command)
+            async with asyncio.timeout(limit_s):
                 return await future
         except TimeoutError as exc:
-            raise EngineUnavailable("The model found no time for embeddings.") from exc
+            raise EngineUnavailable(late) from exc
         finally:
-            if self._embeddings.pop(id_, None) and not future.done():
-                self._send(Cancel(id=id_))
+            waiting.pop(command.id, None)
 
     @property
     def tells_warmth(self) -> bool:
@@ -241,14 +259,9 @@ class EmbeddedEngine:
 
     async def warmth(self, owner: str, context: Context) -> Warmth:
         await self._until_loaded()
-        id_ = next(self._ids)
-        future: asyncio.Future[Warmth] = asyncio.get_running_loop().create_future()
-        self._glances[id_] = future
-        try:
-            self._send(protocol.Look(id_, owner, translation.parts(context), context.tools))
-            return await future
-        finally:
-            self._glances.pop(id_, None)
+        parts = translation.parts(context)
+        look = protocol.Look(next(self._ids), owner, parts, context.tools)
+        return await self._reply(self._glances, look)
 
     def check(self, request: Generate) -> None:
         translation.grammar(request)
@@ -332,7 +345,12 @@ class EmbeddedEngine:
 
     def _on_text(self, call: _Call) -> None:
         call.texts += 1
-        if call.texts - call.read >= UNREAD_MOST and not call.reader_timer:
+        self._time_reader(call)
+
+    def _time_reader(self, call: _Call) -> None:
+        """The reader's time runs while the process waits for it: as far as the process was told."""
+        held_back = call.texts - call.told >= UNREAD_MOST and not call.ended
+        if held_back and not call.reader_timer:
             loop = asyncio.get_running_loop()
             call.reader_timer = loop.call_later(
                 self._settings.reader_s, self._on_reader_stalled, call
@@ -346,6 +364,7 @@ class EmbeddedEngine:
             call.told = call.read
             id_, priority = call.submit.id, call.submit.priority
             self._send(protocol.Read(id=id_, priority=priority, n_texts=call.read))
+        self._time_reader(call)
 
     def _on_reader_stalled(self, call: _Call) -> None:
         if self._calls.get(call.submit.id) is call and not call.ended:
@@ -425,6 +444,7 @@ class EmbeddedEngine:
             finally:
                 listener.cancel()
                 self._after_death(process, loaded=loaded)
+                await asyncio.wait([watcher, listener], timeout=LAST_WORDS_S)
 
     async def _watch_over(self, process: asyncio.subprocess.Process) -> None:
         """Kills the process when it is stuck; its end is then seen like any other."""
