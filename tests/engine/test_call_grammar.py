@@ -6,12 +6,15 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from test_prompt import prompter
 from test_tools_prompt import LLAMA31, QWEN_THINKS, R1, TOOLS, llama
 
 from proxy.engines.embedded.call_grammar import CALLS_MOST, grammar_of_calls
 from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.sampling import Grammar
 from proxy.engines.embedded.template import CHATML, ChatTemplate
+from tests.engine.submits import greedy
 
 __all__ = ["llama"]
 
@@ -24,15 +27,17 @@ def allowed(llama: Llama, text: str, source: str = CHATML, **options: Any) -> bo
     """Whether an answer may be exactly this text."""
     template = ChatTemplate(source, bos="", eos="")
     kind: dict[str, Any] = {"tools": TOOLS, "names": ("weather",), "one_call": False} | options
-    grammar = Grammar(
-        llama,
-        grammar_of_calls(
-            **kind,
-            form=template.form,
-            think_tags=template.think_tags if template.thinks else None,
-            thinks_first=template.thinks_first,
-        ),
+    text_of_grammar = grammar_of_calls(
+        **kind,
+        form=template.form,
+        think_tags=template.think_tags if template.thinks else None,
+        thinks_first=template.thinks_first,
     )
+    return passes(llama, text_of_grammar, text)
+
+
+def passes(llama: Llama, text_of_grammar: str, text: str) -> bool:
+    grammar = Grammar(llama, text_of_grammar)
     try:
         for token in llama.tokenize(text, markup=False):
             if not grammar.allows(token):
@@ -71,6 +76,23 @@ def test_a_model_that_thinks_may_do_so_first(llama: Llama) -> None:
     assert allowed(llama, f"<think>\nHm.\n</think>\n\n{TAGGED}", QWEN_THINKS)
     assert allowed(llama, TAGGED, QWEN_THINKS)
     assert not allowed(llama, f"<think>\nHm.\n</think>\n\n{TAGGED}")
+
+
+@pytest.mark.parametrize("source", [R1, QWEN_THINKS], ids=["in-prompt", "by-the-model"])
+def test_behind_a_thought_that_the_prompt_closed_none_is_demanded(
+    llama: Llama, source: str
+) -> None:
+    p = prompter(llama, source)
+    asked = greedy(1, 8, tools=TOOLS, must_call=("weather",))
+    off, continued = replace(asked, thinks=False), replace(asked, continues=True)
+    thought = f"Hm.\n</think>\n\n{TAGGED}"
+    opened = f"<think>\n{thought}"
+    assert passes(llama, p.call_grammar(asked), thought if source == R1 else opened)
+    for submit in (off, continued):
+        grammar = p.call_grammar(submit)
+        assert passes(llama, grammar, TAGGED)
+        assert not passes(llama, grammar, thought)
+    assert not passes(llama, p.call_grammar(off), opened)
 
 
 @pytest.mark.parametrize(

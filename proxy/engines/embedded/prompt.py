@@ -87,13 +87,14 @@ class Prompter:
     def call_grammar(self, submit: Submit) -> str:
         """What an answer may be that must call. Raises GrammarError."""
         template = self.template
+        # Without reasoning the header leaves it closed, and an answer that goes on has no header.
         return grammar_of_calls(
             submit.tools,
             submit.must_call,
             one_call=submit.one_call,
             form=template.form,
-            think_tags=template.think_tags if template.thinks else None,
-            thinks_first=template.thinks_first,
+            think_tags=template.think_tags if template.thinks and submit.thinks else None,
+            thinks_first=template.thinks_first and not submit.continues,
         )
 
     def tools_cost(self, tools: str) -> int:
