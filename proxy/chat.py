@@ -47,6 +47,7 @@ from proxy.errors import bad_request
 from proxy.librechat.summaries import summary_of, without_summary
 from proxy.metrics import CHAT, SIDE, Metrics
 from proxy.running import Running
+from proxy.tools import NO_TOOLS
 from proxy.wire import ChatRequest
 
 log = logging.getLogger("chatfold.chat")
@@ -123,11 +124,12 @@ def _wanted(plan: Plan) -> Generate:
 
 
 def _answering(plan: Plan) -> Answering:
-    thinking = plan.model.thinking
+    thinking, tools = plan.model.thinking, plan.request.tools
     if plan.context.continues or not plan.request.thinks:
         # No header stands before it that has opened a thought.
         thinking = replace(thinking, first=False)
-    return Answering(thinking, plan.request.tools)
+    # JSON that was asked for calls no tool, whatever it looks like.
+    return Answering(thinking, NO_TOOLS if isinstance(_format(plan.request), JsonFormat) else tools)
 
 
 class Chats:

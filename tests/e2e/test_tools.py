@@ -136,6 +136,28 @@ def test_without_tools_text_that_looks_like_a_call_is_text(shared: Proxy) -> Non
         assert message(answer)["content"]
 
 
+def test_json_that_was_asked_for_calls_no_tool_and_is_streamed(shared: Proxy) -> None:
+    """Though it looks like a call of one that is offered."""
+    properties = {"name": {"const": "weather"}, "arguments": {"const": {"city": "Rome"}}}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with openai(shared) as client:
+        stream = client.chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": "The weather in Rome, as JSON."}],
+            tools=[WEATHER],  # type: ignore[list-item]
+            response_format=wanted,  # type: ignore[arg-type]
+            stream=True,
+            **GREEDY,
+        )
+        choices = [chunk.choices[0] for chunk in stream]
+    texts = [c.delta.content for c in choices if c.delta.content]
+    assert json.loads("".join(texts)) == {"name": "weather", "arguments": {"city": "Rome"}}
+    assert len(texts) > 3
+    assert not any(c.delta.tool_calls for c in choices)
+    assert choices[-1].finish_reason == "stop"
+
+
 def test_the_context_that_is_shown_tells_whether_there_are_tools(shared: Proxy) -> None:
     bodies = [{"messages": [user("Hi")]} | extra for extra in ({}, {"tools": [WEATHER]})]
     without, with_tools = (shared.post("/api/context", body).json() for body in bodies)
