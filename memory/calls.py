@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NoReturn
@@ -26,6 +26,13 @@ RESULT_OPEN, RESULT_CLOSE = "<tool_response>\n", "\n</tool_response>"
 
 EXACT_FLOAT = 2**53
 """Up to here 2.0 and 2 are the same number to a client that reads JSON into doubles."""
+
+READ_MOST = 100
+"""Levels of JSON that are followed. Some 900 would go, but how many depends on who asks, and one
+text must always be read the same."""
+NESTED_MOST = 64
+"""Levels of arguments that have one form; deeper ones stay the text that they are. Less than what
+is read, as the call stands around them."""
 
 # A call's JSON is one line, so a closing tag inside one of its strings ends nothing.
 _BLOCK = re.compile(r"<tool_call>\n(\{.*\})\n</tool_call>")
@@ -53,12 +60,23 @@ def split_calls(text: str) -> tuple[str, tuple[Call, ...]]:
 
 
 def read_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that the text is, None where it is anything else. Never raises."""
+    """The JSON object that the text is, None where it is anything else or nests deeper than
+    READ_MOST. Never raises."""
     try:
         value = DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict) and not nested_deeper(value, READ_MOST) else None
+
+
+def nested_deeper(value: Any, most: int) -> bool:
+    """Whether there are values more than `most` levels inside of this one."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [v for outer in level for v in _inner(outer)]
+        if not level:
+            return False
+    return True
 
 
 def dump(value: Any, *, sort: bool = False) -> str:
@@ -69,9 +87,16 @@ def dump(value: Any, *, sort: bool = False) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 def _block(call: Call) -> str:
     value = read_object(call.arguments)
-    arguments = call.arguments if value is None else _normal(value)
+    as_text = value is None or nested_deeper(value, NESTED_MOST)
+    arguments = call.arguments if as_text else _normal(value)
     head = f'{{"name": {dump(call.name)}, "arguments": {dump(arguments, sort=True)}}}'
     return f"{OPEN}\n{head}\n{CLOSE}"
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memory.calls import CLOSE, DECODER, OPEN, Call, dump, read_object
+from memory.calls import CLOSE, DECODER, OPEN, READ_MOST, Call, dump, nested_deeper, read_object
 from proxy.engines.base import ModelInfo, Thinking
 
 PYTHON_TAG = "<|python_tag|>"
@@ -245,6 +245,8 @@ def read_bare(text: str, names: frozenset[str]) -> list[Call]:
         try:
             value, end = DECODER.raw_decode(rest)
         except (ValueError, RecursionError):
+            return []
+        if nested_deeper(value, READ_MOST):
             return []
         values.append(value)
         rest = rest[end:].lstrip().removeprefix(";").lstrip()

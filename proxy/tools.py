@@ -13,11 +13,10 @@ from typing import Any
 
 import msgspec
 
-from memory.calls import Call, dump
+from memory.calls import NESTED_MOST, READ_MOST, Call, dump, nested_deeper
 from proxy.errors import ApiError, bad_request
 
 MAX_TOOLS = 128
-MAX_DEPTH = 64
 NAME = re.compile(r"[\w.-]{1,128}")
 
 
@@ -47,8 +46,13 @@ class FunctionCall(msgspec.Struct, frozen=True):
 
     @property
     def call(self) -> Call:
+        """Raises ApiError."""
         given = self.arguments
-        return Call(self.name, dump(given) if isinstance(given, dict) else given or "{}")
+        if not isinstance(given, dict):
+            return Call(self.name, given or "{}")
+        if nested_deeper(given, READ_MOST):
+            raise bad_request("The arguments of a call are nested too deeply.", param="messages")
+        return Call(self.name, dump(given))
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -157,7 +161,7 @@ def _check(offered: Sequence[_Function], param: str) -> None:
         if not NAME.fullmatch(function.name):
             sentence = "A function's name has 1 to 128 letters, digits, dots, dashes, underscores."
             raise bad_request(sentence, param=param)
-        if _deeper(function.parameters, MAX_DEPTH):
+        if nested_deeper(function.parameters, NESTED_MOST):
             raise bad_request(f"`{param}` is nested too deeply.", param=param)
 
 
@@ -183,11 +187,6 @@ def _told(function: _Function) -> dict[str, Any]:
     empty = {"type": "object", "properties": {}}
     told["parameters"] = empty if function.parameters is None else function.parameters
     return {"type": "function", "function": told}
-
-
-def _deeper(value: Any, most: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return bool(inner) and (most == 0 or any(_deeper(v, most - 1) for v in inner))
 
 
 # -- messages ------------------------------------------------------------------------------------

@@ -50,12 +50,24 @@ def test_a_whole_float_is_the_integer_that_javascript_makes_of_it() -> None:
     assert text_of('{"n": 2.5}') != text_of('{"n": 2}')
 
 
+def nested(levels: int) -> str:
+    return '{"b": 1, "a": ' + "[" * levels + "]" * levels + "}"
+
+
 @pytest.mark.parametrize(
-    "arguments", ["", "oops", "[1]", '{"n": NaN}', '{"n": 1e400}', "{" * 100_000, "9" * 9000]
+    "arguments",
+    ["", "oops", "[1]", '{"n": NaN}', '{"n": 1e400}', "{" * 100_000, "9" * 9000, nested(500)],
 )
 def test_what_is_no_object_stays_the_text_it_was(arguments: str) -> None:
     assert read_object(arguments) is None
     assert split_calls(text_of(arguments)) == ("", (Call("f", arguments),))
+
+
+def test_arguments_have_one_form_up_to_64_levels_and_none_is_too_deep() -> None:
+    for levels in (2, 60, 64, 65, 99, 100, 101, *range(900, 1010)):
+        found = split_calls(text_of(nested(levels)))
+        sorted_ = '{"a": ' + nested(levels).removeprefix('{"b": 1, "a": ')[:-1] + ', "b": 1}'
+        assert found == ("", (Call("f", sorted_ if levels <= 64 else nested(levels)),))
 
 
 @given(TEXTS, st.lists(st.tuples(TEXTS, OBJECTS), min_size=1, max_size=3))

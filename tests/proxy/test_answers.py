@@ -214,7 +214,8 @@ def test_only_the_first_call_counts_where_one_is_wanted() -> None:
 @pytest.mark.parametrize(
     "inner",
     ["[]", "null", "{}", '{"name": 1}', '{"name": ""}', '{"name": "f", "arguments": [1]}',
-     '{"name": "f", "arguments": {"x": NaN}}', '{"name": "f", "arguments": "oops"}', "{" * 9000],
+     '{"name": "f", "arguments": {"x": NaN}}', '{"name": "f", "arguments": "oops"}', "{" * 9000,
+     '{"name": "f", "arguments": {"x": ' + "[" * 989 + "]" * 989 + "}}"],
 )  # fmt: skip
 def test_what_is_no_call_between_the_tags_is_text(inner: str) -> None:
     text = f"{OPEN}{inner}{CLOSE}"

@@ -121,6 +121,18 @@ def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], param: str) -> 
     assert refused(**fields).param == param
 
 
+def test_a_calls_arguments_may_nest_as_they_like_as_text_but_not_as_an_object() -> None:
+    for levels in (50, 500, *range(980, 1010), 3000):
+        text = '{"a":' + "[" * levels + "]" * levels + "}"
+        said = calling(call("x", text))
+        assert parse(HELLO, said, result("x", "sunny")).transcript.messages[1].text
+    deep: Any = {}
+    for _ in range(200):
+        deep = {"a": deep}
+    said = calling(call("x", deep))
+    assert refused(HELLO, said, result("x", "sunny")).param == "messages"
+
+
 def test_parameters_nested_too_deeply_are_refused() -> None:
     deep: Any = {}
     for _ in range(80):
