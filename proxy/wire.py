@@ -40,8 +40,10 @@ MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
 MAX_INT = 2**63 - 1
 MAX_TOKEN_ID = 2**31 - 1
-RANDOM_SEED = 2**32 - 1
-"""llama.cpp draws a fresh seed for this one; clients send it as -1."""
+RANDOM_SEED = -1
+"""Asks for a fresh seed, as llama.cpp's clients do."""
+SEEDS = 2**32 - 1
+"""llama.cpp's seeds are the numbers below; this one itself makes it draw a fresh one."""
 
 DEFAULTS = Sampling()
 
@@ -308,8 +310,8 @@ def _logprobs(request: _Body) -> int | None:
 
 
 def _seed(request: Options) -> int | None:
-    seed = number(request, "seed", RANDOM_SEED, -MAX_INT - 1, MAX_INT) % 2**32
-    return None if seed == RANDOM_SEED else seed
+    seed = number(request, "seed", RANDOM_SEED, -MAX_INT - 1, MAX_INT)
+    return None if seed == RANDOM_SEED else seed % SEEDS
 
 
 def _max_tokens(request: Options) -> int | None:

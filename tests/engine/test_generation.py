@@ -13,7 +13,7 @@ from proxy.engines.embedded import sampling
 from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.protocol import Ended, Failed, Text
 from proxy.engines.embedded.request import Request
-from proxy.engines.embedded.sampling import Grammar
+from proxy.engines.embedded.sampling import SEEDS, Grammar
 from proxy.engines.embedded.schema import grammar_of
 from tests.engine.submits import greedy
 from tests.engine.test_scheduler import Rig, load, prompt_of
@@ -87,6 +87,15 @@ def test_the_same_seed_and_prompt_give_the_same_text_whoever_runs_beside(llama: 
     assert answers(Rig(llama), prompt, seed=6, **WARM) != alone
 
 
+def test_no_temperature_is_too_low(rig: Rig) -> None:
+    """Down to the smallest float: logits divided by it would be no numbers any more."""
+    prompt = chat(rig.llama, "Say the word tower ten times.")
+    for fields in ({}, {"repeat_penalty": 1.1}):
+        likeliest = answers(rig, prompt, **fields)
+        for temperature in (5e-324, 1e-45, 1e-38, 1e-30, 1e-7, 1e-5):
+            assert answers(rig, prompt, temperature=temperature, **fields) == likeliest
+
+
 def test_penalties_and_biases_are_llama_cpps_own(rig: Rig) -> None:
     prompt = chat(rig.llama, "Say the word tower ten times.")
     (plain,) = answers(rig, prompt, max_tokens=24)
@@ -116,6 +125,13 @@ def test_each_answer_is_the_one_that_its_own_seed_gives(llama: Llama) -> None:
     together = answers(Rig(llama), prompt, n=3, seed=40, **WARM)
     alone = [answers(Rig(llama), prompt, seed=40 + i, **WARM)[0] for i in range(3)]
     assert together == alone
+
+
+def test_behind_the_last_seed_comes_the_first(llama: Llama) -> None:
+    """And not the number that makes llama.cpp draw one."""
+    prompt = prompt_of(llama, 30, seed=63)
+    together = answers(Rig(llama), prompt, n=2, seed=SEEDS - 1, **WARM)
+    assert together[1:] == answers(Rig(llama), prompt, seed=0, **WARM)
 
 
 def test_answers_beyond_the_sequences_wait_and_read_one_token_again(rig: Rig) -> None:

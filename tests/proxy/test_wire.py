@@ -124,9 +124,22 @@ def test_a_stop_may_be_one_string() -> None:
 
 @pytest.mark.parametrize(
     ("seed", "expected"),
-    [(0, 0), (2**32 + 5, 5), (-2, 2**32 - 2), (2**63 - 1, None), (-(2**63), 0), (-1, None)],
+    [
+        (-1, None),
+        (0, 0),
+        (2**32 - 2, 2**32 - 2),
+        # llama.cpp's own word for a fresh one: none of its seeds.
+        (2**32 - 1, 0),
+        (2**32 + 5, 6),
+        (-2, 2**32 - 3),
+        (2**63 - 1, 2**31 - 1),
+        (-(2**63), 2**31 - 1),
+        (-1 - 2**32, 2**32 - 3),
+    ],
 )
-def test_any_64_bit_seed_is_reduced_and_minus_1_draws_one(seed: int, expected: int | None) -> None:
+def test_any_64_bit_seed_is_reduced_and_minus_1_alone_draws_one(
+    seed: int, expected: int | None
+) -> None:
     assert parse(seed=seed).sampling.seed == expected
 
 

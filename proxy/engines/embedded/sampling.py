@@ -17,6 +17,13 @@ from proxy.engines.embedded.protocol import Submit, TokenLogprob
 PENALTY_LAST_N = 64
 """How far back penalties look: llama.cpp's own default."""
 
+SEEDS = 2**32 - 1
+"""Seeds are the numbers below: LLAMA_DEFAULT_SEED, this very one, makes llama.cpp draw another."""
+
+GREEDY_TEMPERATURE = 1e-6
+"""Below it the likeliest token is taken: a logit divided by less than 1e-37 is no finite float, and
+then the choice falls on any token."""
+
 GRAMMAR_STEP_S = 2.0
 """Longest time that a grammar may take for one token. Checking all 49,152 tokens of SmolLM2 took
 7 ms (a schema of three fields) and 15 ms (any object) in the median, 81 ms at most, with one other
@@ -110,7 +117,7 @@ class Sampler:
         self._grammar = grammar
         self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         adjusters = _adjusters(llama, submit)
-        self._greedy = submit.temperature <= 0 and not adjusters
+        self._greedy = submit.temperature < GREEDY_TEMPERATURE and not adjusters
         for sampler in (*adjusters, *_choosers(submit, seed)):
             C.llama_sampler_chain_add(self._chain, sampler)
         for token in history[-PENALTY_LAST_N:]:
@@ -208,10 +215,10 @@ def logprob(llama: Llama, index: int, token: int, *, top: int) -> TokenLogprob:
 
 def _adjusters(llama: Llama, submit: Submit) -> list[Any]:
     found = []
-    if known := [(t, b) for t, b in submit.logit_bias if 0 <= t < llama.n_vocab]:
-        entries = [C.llama_logit_bias(token, bias) for token, bias in known]
+    if submit.logit_bias:
+        entries = [C.llama_logit_bias(token, bias) for token, bias in submit.logit_bias]
         table = (C.llama_logit_bias * len(entries))(*entries)
-        found.append(C.llama_sampler_init_logit_bias(llama.n_vocab, len(known), table))
+        found.append(C.llama_sampler_init_logit_bias(llama.n_vocab, len(entries), table))
     penalties = (submit.repeat_penalty, submit.frequency_penalty, submit.presence_penalty)
     if penalties != (1.0, 0.0, 0.0):
         found.append(C.llama_sampler_init_penalties(llama.n_vocab, PENALTY_LAST_N, *penalties))
@@ -219,7 +226,7 @@ def _adjusters(llama: Llama, submit: Submit) -> list[Any]:
 
 
 def _choosers(submit: Submit, seed: int) -> list[Any]:
-    if submit.temperature <= 0:
+    if submit.temperature < GREEDY_TEMPERATURE:
         return [C.llama_sampler_init_greedy()]
     chain = [C.llama_sampler_init_top_k(submit.top_k)] if submit.top_k > 0 else []
     if submit.top_p < 1:

@@ -37,7 +37,7 @@ from proxy.engines.embedded.protocol import (
     TokenLogprob,
 )
 from proxy.engines.embedded.request import Request, by_class
-from proxy.engines.embedded.sampling import CannotGoOn, Sampler, logprob
+from proxy.engines.embedded.sampling import SEEDS, CannotGoOn, Sampler, logprob
 from proxy.engines.embedded.sequences import Sequence as KVSequence
 from proxy.engines.embedded.sequences import SequenceCache
 from proxy.engines.embedded.snapshots import Snapshot, Snapshots
@@ -620,11 +620,11 @@ class Scheduler:
 
     def _sampler(self, request: Request) -> Sampler:
         seed = request.submit.seed
-        seed = secrets.randbits(32) if seed is None else seed + request.choice
+        seed = secrets.randbelow(SEEDS) if seed is None else seed + request.choice
         return Sampler(
             self._llama,
             request.submit,
-            seed=seed % (1 << 32),
+            seed=seed % SEEDS,
             history=request.tokens,
             grammar=request.grammar,
         )
