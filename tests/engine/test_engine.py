@@ -23,10 +23,12 @@ from hypothesis import strategies as st
 from memory.context import Context, ContextMessage, Shape
 from proxy import trace
 from proxy.engines.base import (
+    CallFormat,
     ContextOverflow,
     Delta,
     EngineBroken,
     EngineCrashed,
+    EngineError,
     EngineUnavailable,
     Finished,
     Generate,
@@ -637,6 +639,40 @@ def test_a_process_that_makes_no_sense_is_ended_and_tried_again(
             await until(lambda: engine.status()["restarts"] >= 2)
 
     asyncio.run(main())
+
+
+FALLS_OVER_CALLS = """
+    from proxy.engines.embedded import child, prompt
+
+    def fault(*args, **kwargs):
+        raise RecursionError("a fault that nobody thought of")
+
+    prompt.grammar_of_calls = prompt.Prompter.tools_cost = fault
+    child.main()
+"""
+
+
+def test_an_unexpected_error_in_one_request_ends_that_request_alone(
+    load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "CHILD", ("-c", textwrap.dedent(FALLS_OVER_CALLS)))
+    wrong = replace(ask("Hello"), format=CallFormat(("f",)))
+
+    async def main() -> None:
+        async with running(load) as engine:
+            ran = asyncio.create_task(answer(engine, ask(long_text(400), max_tokens=20)))
+            await until(lambda: busy(engine))
+            with pytest.raises(EngineError, match="failed over this request") as caught:
+                await answer(engine, wrong)
+            assert not isinstance(caught.value, EngineCrashed)
+            with pytest.raises(EngineError, match="failed over this request"):
+                await engine.count_tools("[]")
+            assert (await ran)[1].completion_tokens
+            assert engine.status()["restarts"] == 0
+
+    asyncio.run(main())
+    assert "a fault that nobody thought of" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 def test_no_process_to_be_had_is_trouble_that_heals(

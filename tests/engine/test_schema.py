@@ -4,7 +4,9 @@ model's own tokens, and of Python's JSON reader.
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +77,11 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
         an("object", properties={"ab": an("null")}, additionalProperties=an("integer")),
         ['{"ab": null, "abc": 1, "a": 2, "": 3}', '{"x": 1}', "{}"],
         ['{"ab": 1}', '{"x": null}', '{"\\u0061b": 1}'],
+    ),
+    (
+        an("object", properties={"a\nb": an("null"), "a" * 3000: {}}, additionalProperties={}),
+        ['{"' + "a" * n + '": 1}' for n in (0, 1, 3000, 3001)] + ['{"a\\nb": null, "ab": 1}'],
+        ['{"a\\nb": 1}', '{"' + "a" * 3000 + '": 1, "' + "a" * 3000 + '": 1}'],
     ),
     (an("integer", minimum=0, maximum=120), ["0", "7", "99", "120"], ["-1", "121", "007", "1.0"]),
     (an("integer", exclusiveMinimum=-3, maximum=1234), ["-2", "0", "1234"], ["-3", "1235", "-"]),
@@ -193,6 +200,9 @@ REFUSED: list[tuple[Any, str]] = [
     (an("integer", multipleOf=3), "`multipleOf`"),
     (an("thing"), "`type`"),
     ({"type": [{}]}, "`type`"),
+    ({"type": [{}], "enum": [1]}, "`type`"),
+    ({"const": 1, "enum": 5}, "`enum`"),
+    (an("object", properties={"a" * 60_000: {}}, additionalProperties=True), "too large"),
     ({"enum": []}, "`enum`"),
     ({"anyOf": "x"}, "`anyOf`"),
     ({"anyOf": [1]}, "not an object"),
@@ -214,6 +224,14 @@ def test_what_cannot_be_followed_is_refused_with_a_sentence(schema: Any, why: st
 def test_a_schema_that_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(GrammarError, match="JSON"):
         grammar_of(text)
+
+
+def test_a_schema_for_which_python_has_no_room_is_refused() -> None:
+    def deep(n: int) -> str:
+        return deep(n - 1) if n else grammar_of(json.dumps(nested(60)))
+
+    with pytest.raises(GrammarError, match="deeply"):
+        deep(sys.getrecursionlimit() - len(inspect.stack()) - 200)
 
 
 def test_every_grammar_of_a_large_schema_is_taken_by_llama_cpp(llama: Llama) -> None:

@@ -470,6 +470,8 @@ class EmbeddedEngine:
             process.kill()
 
     def _dispatch(self, reply: protocol.Reply) -> None:
+        if isinstance(reply, protocol.Failed) and reply.trace:
+            log.error("a request failed in the model process:\n%s", reply.trace)
         match reply:
             case protocol.Loaded():
                 self._on_loaded(reply)
@@ -486,6 +488,9 @@ class EmbeddedEngine:
             case protocol.Counted(id=id_, counts=counts):
                 if (future := self._counts.get(id_)) and not future.done():
                     future.set_result(list(counts))
+            case protocol.Failed(id=id_) if id_ in self._counts:
+                if not self._counts[id_].done():
+                    self._counts[id_].set_exception(translation.error(reply))
             case protocol.Embedded(id=id_) | protocol.Failed(id=id_) if id_ in self._embeddings:
                 self._on_embedded(self._embeddings[id_], reply)
             case protocol.Held(id=id_) | protocol.Failed(id=id_) if id_ in self._glances:

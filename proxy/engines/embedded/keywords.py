@@ -90,8 +90,18 @@ def check(schema: Schema, path: str) -> None:
         raise GrammarError(f"`anyOf` beside `oneOf` at {short(path)} is not supported.")
 
 
-def implied_type(schema: Schema) -> str | None:
-    return next((t for t, keys in IMPLIED.items() if any(k in schema for k in keys)), None)
+def types_in(schema: Schema, path: str) -> list[str]:
+    """What `type` says, nothing where it is not said."""
+    if "type" not in schema:
+        return []
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    if not types or any(t not in TYPES for t in types):
+        raise GrammarError(f"`type` at {short(path)} is none of {', '.join(TYPES)}.")
+    return types
+
+
+def implied_type(schema: Schema) -> list[str]:
+    return [t for t, keys in IMPLIED.items() if any(k in schema for k in keys)][:1]
 
 
 def list_of(schema: Schema, key: str, path: str) -> list[Any]:

@@ -224,7 +224,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """`kind` is "overflow" (prompt_tokens and window_tokens hold), "refused" (`param` may hold) or
-    "engine"."""
+    "engine". `trace` is for the log: where in the code it failed, if nobody thought of that."""
 
     id: int
     kind: str
@@ -232,6 +232,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     prompt_tokens: int = 0
     window_tokens: int = 0
     param: str = ""
+    trace: str = ""
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag=True):

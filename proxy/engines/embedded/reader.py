@@ -37,6 +37,8 @@ from proxy.engines.embedded.template import TemplateError
 LAST_SAVE_S = 4.0
 """How long the process may write snapshots once its parent has gone or told it to end."""
 
+UNREADABLE = "The model process failed over this request, and says why in chatfold's log."
+
 
 class Reader:
     """Turns commands into work for the engine thread."""
@@ -66,7 +68,7 @@ class Reader:
         try:
             for body in self._frames:
                 self.idle = False
-                self._handle(protocol.command(body))
+                self._answer(protocol.command(body))
                 self.steps, self.idle = self.steps + 1, True
         except Exception:
             traceback.print_exc()
@@ -77,6 +79,22 @@ class Reader:
         self._inbox.put(End())
         time.sleep(LAST_SAVE_S)
         os._exit(0)
+
+    def _answer(self, command: Command) -> None:
+        """An error in one request that nobody thought of ends that request alone: else all others
+        would end with it, and it would be handed to the next process.
+        """
+        try:
+            self._handle(command)
+        except Exception:
+            if not isinstance(command, Submit | Count | CountTools | Embed | Look):
+                raise
+            traceback.print_exc()
+            sys.stderr.flush()
+            failed = protocol.Failed(
+                id=command.id, kind="engine", message=UNREADABLE, trace=traceback.format_exc()
+            )
+            self._outbox.send(failed)
 
     def _handle(self, command: Command) -> None:
         match command:

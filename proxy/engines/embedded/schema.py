@@ -38,7 +38,10 @@ def grammar_of(schema: str) -> str:
     except (msgspec.DecodeError, RecursionError) as exc:
         raise GrammarError("The schema is not valid JSON, or nested too deeply.") from exc
     compiler = _Compiler(value)
-    return compiler.rules.text(compiler.visit(value, "#", 0))
+    try:
+        return compiler.rules.text(compiler.visit(value, "#", 0))
+    except RecursionError as exc:
+        raise GrammarError("The schema is nested too deeply.") from exc
 
 
 class _Compiler:
@@ -128,16 +131,11 @@ class _Compiler:
     def _typed(self, schema: Schema, path: str, depth: int) -> Item:
         if "const" in schema or "enum" in schema:
             return self._enum(schema, path)
-        types = schema.get("type", keywords.implied_type(schema))
-        if types is None:
+        types = keywords.types_in(schema, path) or keywords.implied_type(schema)
+        if not types:
             return self._any_value()
-        types = types if isinstance(types, list) else [types]
         if schema.get("nullable") is True:
             types = [*types, "null"]
-        if not types or any(t not in keywords.TYPES for t in types):
-            raise GrammarError(
-                f"`type` at {keywords.short(path)} is none of {', '.join(keywords.TYPES)}."
-            )
         return self._choice(self._of_type(t, schema, path, depth) for t in types)
 
     def _of_type(self, type_: str, schema: Schema, path: str, depth: int) -> Item:
@@ -159,11 +157,10 @@ class _Compiler:
                 return add(literal("null"))
 
     def _enum(self, schema: Schema, path: str) -> Item:
-        values = [schema["const"]] if "const" in schema else keywords.list_of(schema, "enum", path)
-        if "const" in schema and "enum" in schema and schema["const"] not in schema["enum"]:
-            values = []
-        types = schema.get("type", keywords.TYPES)
-        types = types if isinstance(types, list | tuple) else [types]
+        values = keywords.list_of(schema, "enum", path) if "enum" in schema else [schema["const"]]
+        if "const" in schema:
+            values = [schema["const"]] if schema["const"] in values else []
+        types = keywords.types_in(schema, path) or keywords.TYPES
         fitting = [v for v in values if keywords.types_of(v) & set(types)]
         if not fitting:
             raise GrammarError(f"The schema at {keywords.short(path)} allows no value at all.")
@@ -316,19 +313,30 @@ class _Compiler:
 
 def _spelled_otherwise(rules: Rules, names: list[str], char: Item) -> Item:
     """Texts of `char`s that are none of the names: off the tree of their letters somewhere."""
+    letters, ends = _tree([name for name in names if not any(map(_is_escaped, name))])
     anything = rules.repeat(char, 0, None)
-    letters: dict[str, list[str]] = {}
+    spelled: dict[int, Item] = {}
+    for node in reversed(range(len(letters))):  # what hangs on a node has a higher number
+        taken = [(ord(c), ord(c)) for c in letters[node]]
+        ways = [[char_class([*pattern.NOT_RAW, *taken], but=True), *anything]]
+        ways += [[*literal(c), spelled[to]] for c, to in letters[node].items()]
+        spelled[node] = rules.add(*ways, *([[]] if node not in ends else []))
+    return spelled[0]
+
+
+def _tree(names: list[str]) -> tuple[list[dict[str, int]], set[int]]:
+    """(where each letter leads, node by node from the root, 0; the nodes at which a name ends)."""
+    letters: list[dict[str, int]] = [{}]
+    ends = set()
     for name in names:
-        if name:
-            letters.setdefault(name[0], []).append(name[1:])
-    taken = [(ord(c), ord(c)) for c in letters if not _is_escaped(c)]
-    ways = [[char_class([*pattern.NOT_RAW, *taken], but=True), *anything]]
-    ways += [
-        [*literal(c), _spelled_otherwise(rules, rest, char)]
-        for c, rest in letters.items()
-        if not _is_escaped(c)
-    ]
-    return rules.add(*ways, *([[]] if "" not in names else []))
+        node = 0
+        for c in name:
+            if c not in letters[node]:
+                letters[node][c] = len(letters)
+                letters.append({})
+            node = letters[node][c]
+        ends.add(node)
+    return letters, ends
 
 
 def _is_escaped(char: str) -> bool:
