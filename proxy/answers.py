@@ -134,7 +134,7 @@ class AnswerStream:
         elif last:
             self._state = self._in_content
             if calls := read_bare(self._held, self._names):
-                self._take(len(self._held))
+                self._take(_end_of_first(self._held) if self._one_call else len(self._held))
                 yield from self._called(calls)
 
     def _in_content(self, last: bool) -> Iterator[Piece]:
@@ -253,6 +253,12 @@ def read_bare(text: str, names: frozenset[str]) -> list[Call]:
     calls = [_call(v) if isinstance(v, dict) else None for v in values]
     found = [c for c in calls if c and c.name in names]
     return found if len(found) == len(calls) else []
+
+
+def _end_of_first(text: str) -> int:
+    """Where the first of the calls ends that an answer in bare JSON is."""
+    start = len(text) - len(text.lstrip().removeprefix(PYTHON_TAG).lstrip())
+    return DECODER.raw_decode(text, start)[1]
 
 
 def _call(value: dict[str, Any]) -> Call | None:

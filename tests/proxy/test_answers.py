@@ -211,6 +211,14 @@ def test_only_the_first_call_counts_where_one_is_wanted() -> None:
     assert stream.end_chars == len(f"Hm. {call}")
 
 
+@pytest.mark.parametrize("before", ["", "\n", "<|python_tag|>", " <|python_tag|> "])
+def test_of_bare_calls_only_the_first_counts_where_one_is_wanted(before: str) -> None:
+    for behind in ("", "\n", f"; {LLAMA_CALL}", f"\n{LLAMA_CALL}\n{LLAMA_CALL} "):
+        stream = AnswerStream(PLAIN, NAMES, one_call=True)
+        assert taken_apart(stream, list(before + LLAMA_CALL + behind)) == ("", "", (CALL,))
+        assert stream.end_chars == len(before + LLAMA_CALL)
+
+
 @pytest.mark.parametrize(
     "inner",
     ["[]", "null", "{}", '{"name": 1}', '{"name": ""}', '{"name": "f", "arguments": [1]}',

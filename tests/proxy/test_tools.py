@@ -306,6 +306,12 @@ def test_only_the_first_call_is_kept_where_one_is_wanted() -> None:
     assert len(message.json()["tool_calls"]) == 1
     kept = answering.kept(end)
     assert (kept.text, kept.token_ids) == ("Hm.\n" + STORED, ints(1, 2))
+    # In Llama's form, where the end of the answer says that there were calls.
+    bare = '{"name": "weather", "parameters": {"city": "Paris"}}'
+    message, end, answering = answered(*bare, "; ", *bare, tools=one)
+    assert len(message.json()["tool_calls"]) == 1
+    kept = answering.kept(end)
+    assert (kept.text, kept.token_ids) == (STORED, ints(*range(1, len(bare) + 1)))
 
 
 def test_each_of_several_answers_is_taken_apart_by_itself() -> None:
