@@ -138,7 +138,8 @@ def test_llama_gets_calls_and_results_in_its_own_form(llama: Llama) -> None:
     text = prompt(llama, LLAMA31, ROUND)
     call = '<|end_header_id|>\n\n{"name": "weather", "parameters": {"city": "Paris"}}<|eot_id|>'
     assert call in text
-    assert "ipython<|end_header_id|>\n\n" in text
+    # Its template writes a result through `tojson`: it is a JSON string, quotes and all.
+    assert 'ipython<|end_header_id|>\n\n"{\\"sky\\": \\"blue\\"}"<|eot_id|>' in text
     assert '"name": "weather",\n        "description": "The weather in a city."' in text
 
 
@@ -180,7 +181,7 @@ def test_markup_in_tools_and_results_is_text(llama: Llama, source: str) -> None:
     ]
     assert control[0] == control[1]
     text = spelled(llama, p.tokens(messages, tools=hostile, **kind))
-    assert text.count(json.dumps(HOSTILE)[1:-1]) == 3
+    assert text.count(json.dumps(HOSTILE)[1:-1]) == 3 + (source == LLAMA31)
 
 
 def test_tools_of_plain_words_have_the_tokens_that_the_whole_text_has(llama: Llama) -> None:

@@ -9,7 +9,12 @@ from proxy.engines.embedded.call_grammar import grammar_of_calls
 from proxy.engines.embedded.llama import TOKEN_BYTES, Llama, from_bytes
 from proxy.engines.embedded.protocol import Part, Submit
 from proxy.engines.embedded.template import CHATML, ChatTemplate, Content, Markup, TemplateError
-from proxy.engines.embedded.tools import in_own_form, results_as_user, told_in_system
+from proxy.engines.embedded.tools import (
+    in_json,
+    in_own_form,
+    results_as_user,
+    told_in_system,
+)
 
 TAGS = ("<tool_call>", "</tool_call>", "<|python_tag|>")
 """What models write around calls of tools. Where it is one control token, it must be seen."""
@@ -61,7 +66,9 @@ class Prompter:
             if isinstance(segment, Markup):
                 tokens += self._text(segment.text, markup=True, first=not tokens)
             elif isinstance(segment, Content):
-                tokens += self._content(messages[segment.index], first=not tokens)
+                tokens += self._content(
+                    messages[segment.index], quoted=segment.quoted, first=not tokens
+                )
             else:
                 tokens += self._text(segment.text, markup=False, first=not tokens)
         return self._with_bos(tokens)
@@ -133,12 +140,14 @@ class Prompter:
         empty = [Part(role=r, parts=()) for r in roles]
         return len(self.tokens(empty, answer_header=True, continues=False))
 
-    def _content(self, message: Part, *, first: bool) -> list[int]:
-        if message.token_ids is not None and self._knows(message.token_ids):
-            return from_bytes(message.token_ids)
+    def _content(self, message: Part, *, quoted: bool, first: bool) -> list[int]:
+        exact = message.token_ids
+        if exact is not None and not quoted and self._knows(exact):
+            return from_bytes(exact)
         tokens: list[int] = []
         for part in message.parts:
-            tokens += self._text(part, markup=False, first=first and not tokens)
+            text = in_json(part) if quoted else part
+            tokens += self._text(text, markup=False, first=first and not tokens)
         return tokens
 
     def _knows(self, token_ids: bytes) -> bool:

@@ -56,9 +56,11 @@ class Markup:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The content of message number `index` stands here, whole."""
+    """The content of message number `index` stands here, whole; with `quoted` as it stands between
+    the quotes of a JSON string."""
 
     index: int
+    quoted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class ChatTemplate:
     def __init__(self, source: str, *, bos: str, eos: str) -> None:
         """Raises TemplateError if `source` is no template."""
         self._nonce = secrets.token_hex(8)
-        self._marker = re.compile(f"\ue000{self._nonce}:([mtj][0-9]+)\ue001")
+        self._marker = re.compile(f"\ue000{self._nonce}:([mqtj][0-9]+)\ue001")
         self._constants = {"bos_token": bos, "eos_token": eos}
         try:
             self._template = self._environment().from_string(source)
@@ -135,8 +137,8 @@ class ChatTemplate:
         if not self.takes_system:
             return ""
         try:
-            given = self._run(["system", "user"], answer_header=False)
-            absent = self._run(["user"], answer_header=False)
+            given = self._unquoted(self._run(["system", "user"], answer_header=False))
+            absent = self._unquoted(self._run(["user"], answer_header=False))
         except TemplateError:
             return ""  # A template that insists on a system message has no default one.
         head, tail = given.split(self._mark(0), 1)
@@ -147,9 +149,10 @@ class ChatTemplate:
 
     def _probe_system(self) -> bool:
         try:
-            return self._mark(0) in self._run(["system", "user"], answer_header=False)
+            text = self._run(["system", "user"], answer_header=False)
         except TemplateError:
             return False
+        return self._mark(0) in self._unquoted(text)
 
     def _probe_tools(self) -> bool:
         try:
@@ -160,9 +163,10 @@ class ChatTemplate:
     def _probe_results(self) -> bool:
         roles = ["user", "assistant", "tool"]
         try:
-            return self._mark(2) in self._run(roles, answer_header=False, tools=list(PROBES))
+            text = self._run(roles, answer_header=False, tools=list(PROBES))
         except TemplateError:
             return False
+        return self._mark(2) in self._unquoted(text)
 
     def _probe_thinking(self) -> bool:
         """Whether the header of an answer opens its reasoning already."""
@@ -190,6 +194,10 @@ class ChatTemplate:
     def _mark(self, index: int) -> str:
         return f"\ue000{self._nonce}:m{index}\ue001"
 
+    def _unquoted(self, text: str) -> str:
+        """The same with the markers of quoted contents as of others."""
+        return text.replace(f"\ue000{self._nonce}:q", f"\ue000{self._nonce}:m")
+
     def _told(self, told: list[str], text: str) -> str:
         """A marker for a text of the tools, which is remembered in `told`."""
         told.append(text)
@@ -198,7 +206,9 @@ class ChatTemplate:
     def _tojson(self, value: Any, **options: Any) -> str:
         """As Hugging Face's. Markers in it stand for texts inside quotes from here on."""
         text = json.dumps(value, **(options | {"ensure_ascii": False}))
-        return text.replace(f"\ue000{self._nonce}:t", f"\ue000{self._nonce}:j")
+        for plain, quoted in ("mq", "tj"):
+            text = text.replace(f"\ue000{self._nonce}:{plain}", f"\ue000{self._nonce}:{quoted}")
+        return text
 
     def _environment(self) -> ImmutableSandboxedEnvironment:
         # The settings Hugging Face renders chat templates with.
@@ -237,8 +247,8 @@ class ChatTemplate:
         for i, piece in enumerate(self._marker.split(text)):
             if i % 2:
                 kind, index = piece[0], int(piece[1:])
-                if kind == "m":
-                    segments.append(Content(index))
+                if kind in "mq":
+                    segments.append(Content(index, quoted=kind == "q"))
                 else:
                     segments.append(Told(in_json(told[index]) if kind == "j" else told[index]))
             elif piece:
@@ -263,5 +273,5 @@ def _raise(message: str) -> None:
 
 
 def _until(segments: Sequence[Segment], index: int) -> tuple[Segment, ...]:
-    last = max(i for i, s in enumerate(segments) if s == Content(index))
+    last = max(i for i, s in enumerate(segments) if isinstance(s, Content) and s.index == index)
     return tuple(segments[: last + 1])
