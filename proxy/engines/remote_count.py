@@ -52,11 +52,12 @@ class Counter:
             self.calibration.add(Sample(sum(raw), len(texts), prompt_tokens))
 
     async def _raw(self, texts: Sequence[str]) -> list[int]:
-        new = [text for text in texts if text not in self._known]
+        # Read before the wait: other requests' texts may push these out meanwhile.
+        known = {text: self._known[text] for text in texts if text in self._known}
+        new = [text for text in texts if text not in known]
         counted = dict(zip(new, await self._tiktoken.count(new), strict=True))
-        counts = [counted[text] if text in counted else self._known[text] for text in texts]
         for text, n in counted.items():
             self._known[text] = n
         while len(self._known) > KNOWN_TEXTS:
             self._known.popitem(last=False)
-        return counts
+        return [counted[text] if text in counted else known[text] for text in texts]

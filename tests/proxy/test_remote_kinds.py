@@ -15,9 +15,10 @@ from test_remote import BACKGROUND, CHAT, SIDE, ask, asking, finish, serving, te
 
 from memory.context import Context, ContextMessage, Shape
 from proxy.config import Config, RemoteConfig
-from proxy.engines import remote, remote_next
+from proxy.engines import remote, remote_count, remote_next
 from proxy.engines.base import EngineUnavailable, Generate, Place
 from proxy.engines.remote import RemoteEngine
+from proxy.engines.remote_count import Counter
 
 pytestmark = pytest.mark.anyio
 
@@ -172,6 +173,18 @@ async def test_a_server_that_takes_too_long_to_count_is_not_waited_for(
         server.routes["POST", "/tokenize"] = hangs
         assert await engine.count(["hello there"]) == [3]
         assert "asked to count" in server.log
+
+
+async def test_texts_that_are_pushed_out_while_others_are_counted_are_counted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote_count, "KNOWN_TEXTS", 8)
+    counter = Counter()
+    (expected,) = await counter.estimate(["kept"])
+    # Too long to be counted on the loop: another request runs meanwhile.
+    slow = counter.estimate(["kept", "word " * 1000])
+    counts, _ = await asyncio.gather(slow, counter.estimate([f"text {i}" for i in range(8)]))
+    assert counts[0] == expected
 
 
 async def test_nobody_is_asked_to_count_while_an_answer_runs_on_llama_cpp_server() -> None:
