@@ -30,7 +30,8 @@ class Call:
     """Written by the task that speaks with the server, read by the one that asked.
 
     Background work is handed out only when it is complete: until then it can be interrupted and
-    begun anew. Whatever else has given something out is interrupted no more.
+    begun anew. Whatever else has given something out is interrupted no more, and whatever was
+    interrupted gives nothing out.
     """
 
     def __init__(self, request: Generate, ticket: Ticket) -> None:
@@ -138,7 +139,8 @@ class Call:
         self._out.put_nowait(failed or EngineUnavailable("The request was taken back."))
 
     def _give(self, event: Event) -> None:
-        if self.request.priority is Priority.BACKGROUND:
+        # Whoever was interrupted in the same pass of the loop in which this came is to begin anew.
+        if self.request.priority is Priority.BACKGROUND or self.ticket.interrupted:
             self._held.append(event)
         else:
             self.ticket.hold()

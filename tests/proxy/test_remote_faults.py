@@ -16,14 +16,27 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from scripted_upstream import DONE, ROLE, STREAM_HEAD, Exchange, Upstream, end, frames, hello, say
+from scripted_upstream import (
+    DONE,
+    HELLO,
+    ROLE,
+    STREAM_HEAD,
+    Exchange,
+    Upstream,
+    end,
+    frames,
+    hello,
+    say,
+)
 from scripted_upstream import usage as usage_frame
 from test_remote import ask, asking, serving, text
 
 from proxy.app import create_app
 from proxy.config import Config, RemoteConfig
-from proxy.engines.base import Delta, EngineError, Finished
+from proxy.engines.base import Delta, EngineError, Finished, Priority, Started
 from proxy.engines.remote import RemoteEngine
+from proxy.engines.remote_call import Call
+from proxy.engines.remote_session import Session
 
 pytestmark = pytest.mark.anyio
 
@@ -213,6 +226,36 @@ async def test_a_client_that_leaves_closes_the_connection_to_the_server_on_every
         async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
             await until_quiet(client)
         assert engine._http.n_open == 0
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_what_comes_with_the_interruption_is_not_given_out_twice(
+    whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat enters the line in the pass of the loop in which a title's first frames arrived."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD + b"transfer-encoding: chunked\r\n\r\n")
+        if whole or len(server.seen) > 1:
+            await exchange.chunk(HELLO)
+            return await exchange.chunk(b"")
+        await exchange.chunk(frames(ROLE, say("Hel")))
+        await exchange.until_gone()
+
+    def on_frame(session: Session, call: Call, frame: bytes) -> float:
+        if call.ticket.interruptions == 0 and not call.started:
+            chat = engine._turns.enter(Priority.CHAT)
+            asyncio.get_running_loop().call_soon(engine._turns.leave, chat)
+        return plain(session, call, frame)
+
+    server, plain = Upstream(chat=script), Session._on_frame
+    async with serving(server) as engine:
+        monkeypatch.setattr(Session, "_on_frame", on_frame)
+        events = await ask(engine, asking("title", Priority.SIDE))
+    assert [type(e) for e in events] == [Started, Delta, Delta, Finished]
+    assert text(events) == "Hello"
+    # A whole answer is kept: no use in asking for it again.
+    assert len(server.seen) == (1 if whole else 2)
 
 
 async def test_an_error_of_the_server_is_one_sentence_that_the_client_shows_at_once(
