@@ -213,10 +213,15 @@ class RemoteEngine:
                 await asyncio.wait([task])
 
     async def forget(self, owner: str) -> None:
-        """The owner's key, and llama-server's slots and files where slots can be saved and erased;
-        another server's own cache is out of reach."""
+        """The owner's key and prompts, and llama-server's slots and files where slots can be saved
+        and erased; another server's own cache is out of reach."""
         self._keys.pop(owner, None)
+        for call in self._calls:
+            call.forgotten = call.forgotten or call.request.owner == owner
+        self._next.drop()
         session = self._session
+        if session:
+            session.forget(owner)
         if session and session.server.saves_slots and owner not in self._forgetting:
             task = asyncio.create_task(self._forget_slots(session, owner), name="remote-forget")
             self._forgetting[owner] = task

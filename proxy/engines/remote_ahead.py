@@ -45,6 +45,17 @@ class Rotation:
         self._prompts.move_to_end(conversation)
         _trim(self._prompts)
 
+    def forget(self, owner: str) -> None:
+        """Nothing of this owner's chats is kept."""
+        gone = {one for one, whose in self._owners.items() if whose == owner}
+        for conversation in gone:
+            del self._owners[conversation]
+            self._prompts.pop(conversation, None)
+        for one, following in list(self._after.items()):
+            if gone & {one, following}:
+                del self._after[one]
+        self._last = "" if self._last in gone else self._last
+
     def next(self) -> list[Message]:
         """The beginning of the prompt that is likely to be next: whoever followed the last speaker
         the last time, or the last speaker; empty where it is not known."""

@@ -40,6 +40,8 @@ class Call:
         self.life = anyio.CancelScope()
         """Cancelled when nobody wants the answer any more."""
         self.finished = False
+        self.forgotten = False
+        """Whether its owner was forgotten meanwhile: nothing of it is kept for later."""
         self.estimate_tokens = 0
         """How long the prompt is believed to be until the server says it."""
         self._out: asyncio.Queue[Event | BaseException] = asyncio.Queue()

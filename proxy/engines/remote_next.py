@@ -43,6 +43,11 @@ class NextChat:
 
     def stop(self) -> None:
         self._stopped = True
+        self.drop()
+
+    def drop(self) -> None:
+        """Leaves the chat at hand, which may be one to forget; the next request that ends begins
+        anew."""
         if self._task:
             self._task.cancel()
 

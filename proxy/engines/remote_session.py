@@ -86,6 +86,12 @@ class Session:
         self.resident.clear()
         self.seats.slots.clear()
 
+    def forget(self, owner: str) -> None:
+        """Nothing of this owner's prompts stays in the books; the server is not asked."""
+        self.rotation.forget(owner)
+        if self.resident.whose[0] == owner:
+            self.resident.clear()
+
     async def carry_out(self, call: Call) -> None:
         """One attempt, from the request to the end of the answer. Raises EngineError; the answer's
         parts are in `call`."""
@@ -109,6 +115,8 @@ class Session:
     def spoke(self, call: Call) -> None:
         """Takes note of whose prompt the server is likely to be asked for next."""
         request = call.request
+        if call.forgotten:
+            return self.resident.clear()
         if self._is(Kind.LLAMA_CPP) and request.conversation and request.keep:
             if not call.warms:
                 self.rotation.spoke(request.conversation)

@@ -373,6 +373,35 @@ async def test_the_chat_that_is_likely_to_be_next_is_made_ready(
         assert evaluated().count("a") >= 2
 
 
+async def test_a_forgotten_chat_is_not_made_ready_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_next, "AHEAD_S", 0.01)
+    server = llama_cpp(answering)
+    plain = server.chat
+
+    async def held(exchange: Exchange) -> None:
+        if exchange.said == "secret running":
+            await server.noted("forgotten")
+        await plain(exchange)
+
+    server.chat = held
+    title = replace(saying("A title?", priority=SIDE, keep=False), owner="you")
+    async with serving(server) as engine:
+        await ask(engine, saying("secret", conversation="a"))
+        await until(lambda: not engine.status()["ahead"])
+        running = asyncio.create_task(ask(engine, saying("secret running", conversation="b")))
+        await server.noted("asked secret running")
+        await engine.forget("me")
+        await server.note("forgotten")
+        await running
+        before = len(server.seen)
+        await ask(engine, title)
+        await until(lambda: not engine.status()["ahead"])
+        assert [e.said for e in server.seen[before:]] == ["A title?"]
+        session = engine._session
+        assert session is not None
+        assert "secret" not in repr(vars(session.rotation)) + repr(vars(session.resident))
+
+
 # -- llama-server --------------------------------------------------------------------------------
 
 
