@@ -75,11 +75,12 @@ class Seats:
         like, and writes emptied ones over what was saved: the server cannot be asked to remove a
         file."""
         for conversation in [SIDE, *(c for c, whose in self._owners.items() if whose == owner)]:
-            slot, kept = self.slots.slot_of(conversation), self.files.tokens(conversation)
-            if slot is None and kept:
-                slot = next((n for n in range(len(self.slots)) if self.slots.free(n)), None)
-            if slot is not None and self.slots.free(slot):
-                await self._empty(slot, self.files.name(conversation) if kept else "")
+            slots, kept = self.slots.slots_of(conversation), self.files.tokens(conversation)
+            if not slots and kept:
+                slots = [n for n in range(len(self.slots)) if self.slots.free(n)][:1]
+            for slot in slots:
+                if self.slots.free(slot):
+                    await self._empty(slot, self.files.name(conversation) if kept else "")
             self.slots.forget(conversation)
             self.files.lost(conversation)
             self._owners.pop(conversation, None)

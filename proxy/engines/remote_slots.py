@@ -57,9 +57,12 @@ class Slots:
 
     def forget(self, conversation: str) -> None:
         """Nobody sits where it sat; a request that runs there goes on."""
-        slot = self.slot_of(conversation)
-        if slot is not None:
+        for slot in self.slots_of(conversation):
             self._sitting[slot] = SIDE if slot in self._in_use else None
+
+    def slots_of(self, conversation: str) -> list[int]:
+        """One at most, but for SIDE: several may sit under that name."""
+        return [slot for slot, name in enumerate(self._sitting) if name == conversation]
 
     def slot_of(self, conversation: str) -> int | None:
         return self._sitting.index(conversation) if conversation in self._sitting else None

@@ -528,6 +528,29 @@ async def test_forgetting_empties_the_owners_slots_and_files_and_nobody_elses() 
         assert "taken=2/2" in engine.status()["slots"]
 
 
+async def test_forgetting_empties_every_slot_of_titles_and_of_second_requests() -> None:
+    async def script(exchange: Exchange) -> None:
+        await server.noted("asked chat again")
+        await answering(exchange)
+
+    server = llama_server(script, slots=3, saves=True)
+    async with serving(server, remote=RemoteConfig()) as engine:
+        tasks = [asyncio.create_task(ask(engine, asking("chat", conversation="a")))]
+        await server.noted("asked chat")
+        tasks += [
+            asyncio.create_task(ask(engine, asking(f"chat {word}", conversation="a")))
+            for word in ("once more", "again")
+        ]
+        await asyncio.gather(*tasks)
+        await engine.forget("me")
+        await until(lambda: not engine._forgetting)
+        assert {line for line in server.log if line.startswith("erase")} == {
+            "erase 0",
+            "erase 1",
+            "erase 2",
+        }
+
+
 async def test_chats_run_side_by_side_and_a_title_waits_for_them() -> None:
     async def script(exchange: Exchange) -> None:
         if exchange.said.startswith("chat"):
