@@ -1,24 +1,40 @@
-"""The piece of a chat that a side request cites. Pure."""
+"""The piece of a chat that a side request cites. Pure, and linear in the text's length."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 QUOTE_CHARS = 600
 """What a title needs of a message stands at its beginning. LibreChat 0.6 cut it itself, newer
 versions cite a paste of 100 pages whole."""
 
+_LABEL = "Conversation:"
+
+
+class _Form(NamedTuple):
+    """What stands before the user's words, and between them and the answer."""
+
+    label: str
+    separator: str
+    closing: str = ""
+    """Stands behind the answer; "" where the answer goes on to the end."""
+
+
 _FORMS = (
     # 0.6 and 0.7
-    re.compile(
-        r"(?P<head>.*?)\|\|>User:\n\"(?P<user>.*?)\"\n\|\|>Response:\n\"(?P<answer>.*)\"(?P<tail>.*)",
-        re.DOTALL,
-    ),
+    _Form('||>User:\n"', '"\n||>Response:\n"', '"'),
     # now
-    re.compile(r"(?P<head>.*?)User: (?P<user>.*?)\nAI: ?(?P<answer>.*)(?P<tail>)", re.DOTALL),
+    _Form("User: ", "\nAI:"),
 )
-_LABEL = re.compile(r"\s*Conversation:\s*\Z")
+
+
+class _Spans(NamedTuple):
+    """Where in the text what is cited stands. The head is all before `head`."""
+
+    head: int
+    user: slice
+    answer: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +51,7 @@ class Quote:
 def quoted(text: str) -> Quote | None:
     """What `text` cites, or None."""
     found = _match(text)
-    return Quote(found["user"], found["answer"].strip('"')) if found else None
+    return Quote(text[found.user], text[found.answer].strip('"')) if found else None
 
 
 def shortened(text: str, *, most_chars: int = QUOTE_CHARS) -> str:
@@ -43,23 +59,38 @@ def shortened(text: str, *, most_chars: int = QUOTE_CHARS) -> str:
     found = _match(text)
     if not found:
         return text
-    a, b = (_cut(found[name], most_chars) for name in ("user", "answer"))
+    a, b = (_cut(text[span], most_chars) for span in (found.user, found.answer))
     return (
-        text[: found.start("user")]
+        text[: found.user.start]
         + a
-        + text[found.end("user") : found.start("answer")]
-        + (b + text[found.end("answer") :])
+        + text[found.user.stop : found.answer.start]
+        + (b + text[found.answer.stop :])
     )
 
 
 def instruction_of(text: str) -> str:
     """The request without what it cites: can stand behind the chat itself."""
     found = _match(text)
-    return _LABEL.sub("", found["head"]).strip() if found else text
+    return text[: found.head].rstrip().removesuffix(_LABEL).strip() if found else text
 
 
-def _match(text: str) -> re.Match[str] | None:
-    return next(filter(None, (form.fullmatch(text) for form in _FORMS)), None)
+def _match(text: str) -> _Spans | None:
+    return next(filter(None, (_spans(text, form) for form in _FORMS)), None)
+
+
+def _spans(text: str, form: _Form) -> _Spans | None:
+    """From the first label: what stands behind a later one stands behind that one too."""
+    head = text.find(form.label)
+    user = head + len(form.label)
+    user_end = text.find(form.separator, user) if head >= 0 else -1
+    if user_end < 0:
+        return None
+    answer = user_end + len(form.separator)
+    if form.closing:
+        end = text.rfind(form.closing, answer)
+        return _Spans(head, slice(user, user_end), slice(answer, end)) if end >= 0 else None
+    answer += text.startswith(" ", answer)
+    return _Spans(head, slice(user, user_end), slice(answer, len(text)))
 
 
 def _cut(text: str, most_chars: int) -> str:

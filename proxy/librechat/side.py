@@ -85,7 +85,8 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A side request. `messages` are its own, (role, text); `quote` is what it cites of a chat."""
+    """A side request. `messages` are its own, (role, text); `quote` is what a title or a language
+    is asked of."""
 
     kind: Kind
     messages: tuple[tuple[str, str], ...]
@@ -221,7 +222,7 @@ def _side(kind: Kind, request: _Body) -> Side:
     if kind is Kind.LANGUAGE:
         quote = Quote(user=messages[-1][1])
     else:
-        quote = quoted(messages[0][1]) or Quote()
+        quote = (quoted(messages[0][1]) if kind is Kind.TITLE else None) or Quote()
     options = request.stream_options or _StreamOptions()
     return Side(
         kind,

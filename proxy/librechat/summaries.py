@@ -19,10 +19,9 @@ IN_SYSTEM = "## Conversation Summary\n\n"
 IN_MESSAGE = "<summary>\n"
 OUT_OF_MESSAGE = "\n</summary>"
 
-_BUFFER = re.compile(
-    r".*\bCurrent summary:\n(?P<summary>.*?)\n\nNew lines:\n(?P<lines>.*?)\n\nNew summary:\s*\Z",
-    re.DOTALL,
-)
+_CURRENT = "\nCurrent summary:\n"
+_NEW_LINES = "\n\nNew lines:\n"
+_NEW_SUMMARY = "\n\nNew summary:"
 _CUT_OFF = re.compile(r"The following text is cut-off:\n(?P<lines>.*?)\n\nSummarize the", re.DOTALL)
 _SPEAKER = re.compile(r"^(?P<who>[^\s:][^\n:]{0,40}): ", re.MULTILINE)
 _USERS = ("user", "human")
@@ -58,10 +57,20 @@ def without_instruction(transcript: Transcript) -> Transcript:
 
 def to_summarise(text: str) -> tuple[str, tuple[Message, ...]]:
     """What a request of 0.6 wants summarised: its current summary, "" if none, and the messages."""
-    found = _BUFFER.match(text) or _CUT_OFF.match(text)
-    if found is None:
-        return "", (Message(USER, text),)
-    return found.groupdict().get("summary", "").strip(), _messages(found["lines"])
+    if buffer := _buffer(text.rstrip()):
+        return buffer[0].strip(), _messages(buffer[1])
+    found = _CUT_OFF.match(text)
+    return "", _messages(found["lines"]) if found else (Message(USER, text),)
+
+
+def _buffer(text: str) -> tuple[str, str] | None:
+    """The summary and the lines behind the examples. Linear: no expression that goes back."""
+    if not text.endswith(_NEW_SUMMARY):
+        return None
+    text = text.removesuffix(_NEW_SUMMARY)
+    front, found, _ = text[: max(0, text.rfind(_NEW_LINES))].rpartition(_CURRENT)
+    summary, _, lines = text[len(front) + len(found) :].partition(_NEW_LINES)
+    return (summary, lines) if found else None
 
 
 def _messages(lines: str) -> tuple[Message, ...]:

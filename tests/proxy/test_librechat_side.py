@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from openai.types.chat import ChatCompletionMessage
 
 from memory.transcript import Message, Transcript
 from proxy.librechat.quote import QUOTE_CHARS, Quote, instruction_of, quoted, shortened
-from proxy.librechat.side import Form, Kind, Shape, Side, side_of
+from proxy.librechat.side import SUMMARIES, Form, Kind, Shape, Side, side_of
 from proxy.librechat.summaries import (
     summary_of,
     to_summarise,
@@ -283,6 +284,44 @@ def test_a_long_quote_is_cut_and_the_rest_of_the_request_is_not() -> None:
 def test_the_instruction_can_stand_by_itself() -> None:
     assert instruction_of(TITLE_NOW).endswith("Only return the title itself.")
     assert "cat" not in instruction_of(TITLE_V0_7)
+
+
+FORMS = (
+    re.compile(
+        r"(?P<head>.*?)\|\|>User:\n\"(?P<user>.*?)\"\n\|\|>Response:\n\"(?P<answer>.*)\".*",
+        re.DOTALL,
+    ),
+    re.compile(r"(?P<head>.*?)User: (?P<user>.*?)\nAI: ?(?P<answer>.*)", re.DOTALL),
+)
+"""What quotes look like, as an expression says it: short, and quadratic."""
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ['||>User:\n"', '"\n||>Response:\n"', "User: ", "\nAI:", "Conversation:", '"', " ", "a"]
+        )
+    ).map("".join)
+)
+def test_a_quote_is_what_the_expression_finds(text: str) -> None:
+    found = next(filter(None, (form.fullmatch(text) for form in FORMS)), None)
+    wanted = found and Quote(found["user"], found["answer"].strip('"'))
+    assert quoted(text) == wanted
+    front = re.sub(r"\s*Conversation:\s*\Z", "", found["head"]).strip() if found else text
+    assert instruction_of(text) == front
+    assert shortened(text, most_chars=len(text)) == text
+
+
+LONG = 1 << 17
+"""So many labels take an expression that goes back for each of them longer than a test may take."""
+
+
+@pytest.mark.parametrize("piece", ["User: ", '||>User:\n"', " "])
+def test_a_quote_without_an_end_is_read_once(piece: str) -> None:
+    assert known(body(("user", f"A title: {piece * LONG}")), NOW).kind is Kind.OTHER
+    assert not known(body(("user", CHECKPOINT + piece * LONG))).quote
+    assert instruction_of(f"A{piece * LONG}User: b\nAI: c").startswith("A")
+    assert to_summarise(SUMMARIES[0] + "\nCurrent summary:\n\n\nNew lines:\n" * LONG)[0] == ""
 
 
 # -- its own summaries ---------------------------------------------------------------------------
