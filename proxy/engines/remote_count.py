@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from hashlib import blake2b
 from math import ceil
 
 from memory.tokens import TiktokenCounter
@@ -20,7 +22,9 @@ class Counter:
 
     def __init__(self) -> None:
         self._tiktoken = TiktokenCounter(margin=0)
-        self._known: OrderedDict[str, int] = OrderedDict()
+        self._key = secrets.token_bytes(16)
+        self._known: OrderedDict[bytes, int] = OrderedDict()
+        """By digest: everybody's texts come by here, and none is to be kept."""
         self.calibration = Calibration()
 
     def forget(self) -> None:
@@ -46,18 +50,24 @@ class Counter:
 
     async def learn(self, texts: Sequence[str], prompt_tokens: int) -> None:
         """From a whole prompt, one text for each message, that the server has counted."""
-        unknown = sum(len(text) for text in texts if text not in self._known)
+        unknown = sum(len(text) for text in texts if self._digest(text) not in self._known)
         if unknown <= LONG_CHARS:
             raw = await self._raw(texts)
             self.calibration.add(Sample(sum(raw), len(texts), prompt_tokens))
 
     async def _raw(self, texts: Sequence[str]) -> list[int]:
+        digests = [self._digest(text) for text in texts]
+        by_digest = dict(zip(digests, texts, strict=True))
         # Read before the wait: other requests' texts may push these out meanwhile.
-        known = {text: self._known[text] for text in texts if text in self._known}
-        new = [text for text in texts if text not in known]
-        counted = dict(zip(new, await self._tiktoken.count(new), strict=True))
-        for text, n in counted.items():
-            self._known[text] = n
+        counts = {digest: self._known[digest] for digest in by_digest if digest in self._known}
+        new = {digest: text for digest, text in by_digest.items() if digest not in counts}
+        counted = dict(zip(new, await self._tiktoken.count([*new.values()]), strict=True))
+        self._known |= counted
         while len(self._known) > KNOWN_TEXTS:
             self._known.popitem(last=False)
-        return [counted[text] if text in counted else known[text] for text in texts]
+        counts |= counted
+        return [counts[digest] for digest in digests]
+
+    def _digest(self, text: str) -> bytes:
+        data = text.encode("utf-8", "surrogatepass")
+        return blake2b(data, digest_size=16, key=self._key).digest()

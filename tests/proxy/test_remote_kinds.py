@@ -187,6 +187,16 @@ async def test_texts_that_are_pushed_out_while_others_are_counted_are_counted_al
     assert counts[0] == expected
 
 
+async def test_what_is_known_of_texts_holds_none_of_them() -> None:
+    counter = Counter()
+    texts = ["secret", "secret", "\ud800", ""]
+    first = await counter.estimate(texts)
+    assert await counter.estimate(texts) == first
+    assert len(counter._known) == 3
+    assert "secret" not in repr(vars(counter))
+    assert all(len(key) <= 16 for key in counter._known)
+
+
 async def test_nobody_is_asked_to_count_while_an_answer_runs_on_llama_cpp_server() -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD + b"transfer-encoding: chunked\r\n\r\n")
