@@ -84,7 +84,8 @@ class Call:
         if piece.finish_reason in STOPPED_SHORT:
             raise EngineCrashed("The upstream server gave up its answer.")
         text = self._answer.feed(piece) + (self._answer.close() if piece.finish_reason else "")
-        if (text or piece.logprobs) and not self.warms:
+        # A call is held to its end; that more of it came is told, or it would look like silence.
+        if (text or piece.logprobs or piece.calls) and not self.warms:
             self._texts.append(text)
             self._give(Delta(text, logprobs=piece.logprobs))
         if piece.finish_reason:

@@ -13,6 +13,7 @@ from test_remote import ask, asking, serving, text
 
 from memory.calls import Call, text_with_calls
 from memory.context import Context, ContextMessage, Shape
+from proxy.answering import Answering, Called
 from proxy.config import RemoteConfig
 from proxy.engines.base import (
     CallFormat,
@@ -23,8 +24,11 @@ from proxy.engines.base import (
     Priority,
     RequestRefused,
     Sampling,
+    Started,
+    Thinking,
     TokenLogprob,
 )
+from proxy.tools import Tools
 
 pytestmark = pytest.mark.anyio
 
@@ -95,6 +99,20 @@ async def test_calls_that_come_in_pieces_become_the_text_of_a_call() -> None:
         events = await ask(engine, with_tools(("user", "Weather?")))
     calls = [Call("weather", '{"a": "Paris"}'), Call("weather", "{}")]
     assert text(events) == text_with_calls("Let me look.", calls)
+
+
+async def test_each_piece_of_a_call_is_a_sign_of_life_and_no_frame_for_the_client() -> None:
+    """Whoever waits for the next event for so long and no longer would give up a long call."""
+    named = delta(tool_calls=[{"index": 0, "function": {"name": "weather", "arguments": "{"}}])
+    piece = delta(tool_calls=[{"index": 0, "function": {"arguments": " "}}])
+    last = delta(tool_calls=[{"index": 0, "function": {"arguments": "}"}}])
+    server = Upstream(chat=streaming(named, *[piece] * 50, last, end("tool_calls")))
+    async with serving(server) as engine:
+        events = await ask(engine, with_tools(("user", "Weather?")))
+    assert len([e for e in events if isinstance(e, Delta)]) == 53
+    answering = Answering(Thinking(), Tools(TOOLS, ("weather",)))
+    given = [out for event in events for out in answering.events(event)]
+    assert [type(e) for e in given] == [Started, Called]
 
 
 @pytest.mark.parametrize("kind", [llama_cpp, llama_server, Upstream])
