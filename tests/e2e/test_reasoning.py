@@ -75,8 +75,8 @@ def thinking(tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch) -> 
     script: list[str] = []
     submitted = translation.submit
 
-    def submit(id_: int, request: Generate, *, unread_most: int) -> Submit:
-        sent = submitted(id_, request, unread_most=unread_most)
+    def submit(id_: int, request: Generate, **options: Any) -> Submit:
+        sent = submitted(id_, request, **options)
         if request.priority is not Priority.CHAT:
             return sent
         (text,) = literal(script.pop(0))

@@ -32,6 +32,7 @@ from proxy.engines.base import (
     EngineUnavailable,
     Finished,
     Generate,
+    JsonFormat,
     Priority,
     QueueFull,
     ReaderStalled,
@@ -40,7 +41,7 @@ from proxy.engines.base import (
     Started,
 )
 from proxy.engines.embedded import engine as module
-from proxy.engines.embedded import protocol
+from proxy.engines.embedded import protocol, translation
 from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
 from proxy.engines.embedded.protocol import Load
 
@@ -206,6 +207,27 @@ def test_what_the_engine_cannot_do_is_refused_and_the_next_request_works(load: L
             assert engine.status()["restarts"] == 0
 
     asyncio.run(main())
+
+
+def test_a_schema_becomes_a_grammar_once_for_the_check_and_the_answer(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def grammar_of(schema: str) -> str:
+        asked.append(schema)
+        return 'root ::= "7"'
+
+    monkeypatch.setattr(translation, "grammar_of", grammar_of)
+    request = replace(ask("Hello"), format=JsonFormat('{"const": 7}'))
+
+    async def main() -> None:
+        async with running(load) as engine:
+            engine.check(request)
+            assert (await answer(engine, request))[0] == "7"
+
+    asyncio.run(main())
+    assert asked == ['{"const": 7}']
 
 
 def test_texts_are_counted_while_the_model_is_busy(load: Load) -> None:

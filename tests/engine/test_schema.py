@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from proxy.engines.embedded import pattern
 from proxy.engines.embedded import schema as module
-from proxy.engines.embedded.grammar import GrammarError
+from proxy.engines.embedded.grammar import GrammarError, Item, Rules, literal
 from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.protocol import Load
 from proxy.engines.embedded.sampling import Grammar
@@ -169,6 +170,11 @@ def nested(n: int) -> Any:
     return schema
 
 
+def shared(schema: Any, n: int = 1000) -> Any:
+    """Keywords that apply to each of so many branches."""
+    return {**schema, "anyOf": [{}] * n}
+
+
 REFUSED: list[tuple[Any, str]] = [
     ({"$ref": "https://example.com/schema.json"}, "outside"),
     ({"$ref": "file:///etc/passwd"}, "outside"),
@@ -210,6 +216,13 @@ REFUSED: list[tuple[Any, str]] = [
     (False, "not an object"),
     ({"enum": list(range(9000))}, "too many choices"),
     ({"description": "x" * 70_000}, "characters"),
+    (shared(an("object", properties={f"p{i}": {} for i in range(4000)})), "too much work"),
+    (shared(an("object", properties={"x" * 50_000: {}})), "too much work"),
+    (shared(an("object", properties={"x" * 4000: {}}, additionalProperties={})), "too much work"),
+    (shared({"enum": list(range(4000))}), "too much work"),
+    (shared({"const": "x" * 50_000}), "too much work"),
+    (shared(an("integer", maximum=10**31 + 7), n=400), "too much work"),
+    (an("integer", minimum=-(10**40)), "32 digits"),
 ]
 
 
@@ -224,6 +237,20 @@ def test_what_cannot_be_followed_is_refused_with_a_sentence(schema: Any, why: st
 def test_a_schema_that_is_no_json_is_refused(text: str) -> None:
     with pytest.raises(GrammarError, match="JSON"):
         grammar_of(text)
+
+
+def test_a_pattern_that_applies_in_many_places_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = []
+
+    def matching(rules: Rules, regex: str) -> list[Item]:
+        read.append(regex)
+        return literal(regex)
+
+    monkeypatch.setattr(pattern, "matching", matching)
+    grammar_of(json.dumps(shared(an("string", pattern="a"))))
+    assert read == ["a"]
 
 
 def test_a_schema_for_which_python_has_no_room_is_refused() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from memory.calls import CLOSE, OPEN, dump
 from proxy.engines.embedded.grammar import GrammarError, char_class, literal
-from proxy.engines.embedded.schema import grammar_of
+from proxy.engines.embedded.schema import Work, grammar_of
 from proxy.engines.embedded.tools import LLAMA3, read
 
 CALLS_MOST = 8
@@ -33,8 +33,9 @@ def grammar_of_calls(
     it. Raises GrammarError.
     """
     offered = [t["function"] for t in read(tools) if t["function"]["name"] in names]
-    schemas = [_schema(f, form) for f in offered]
-    calls = grammar_of(dump({"anyOf": schemas})).replace("root ::=", "call ::=", 1)
+    work = Work()
+    schemas = [_schema(f, form, work) for f in offered]
+    calls = grammar_of(dump({"anyOf": schemas}), work).replace("root ::=", "call ::=", 1)
     more = 0 if one_call else CALLS_MOST - 1
     rules = [f"root ::= {_thought(think_tags, first=thinks_first)} tagged more{{0,{more}}}"]
     if form == LLAMA3:
@@ -47,27 +48,27 @@ def grammar_of_calls(
     return "\n".join([*rules, calls])
 
 
-def _schema(function: dict[str, Any], form: str) -> dict[str, Any]:
+def _schema(function: dict[str, Any], form: str, work: Work) -> dict[str, Any]:
     field = "parameters" if form == LLAMA3 else "arguments"
     return {
         "type": "object",
         "properties": {
             "name": {"const": function["name"]},
-            field: _followed(function["parameters"]),
+            field: _followed(function["parameters"], work),
         },
         "required": ["name", field],
         "additionalProperties": False,
     }
 
 
-def _followed(parameters: dict[str, Any]) -> dict[str, Any]:
+def _followed(parameters: dict[str, Any], work: Work) -> dict[str, Any]:
     # References say where they begin to count: there the schema is not the whole one any more.
     if "$ref" in dump(parameters):
         return {"type": "object"}
     # Whatever it says: arguments are an object.
     wanted = {**parameters, "type": "object"}
     try:
-        grammar_of(dump(wanted))
+        grammar_of(dump(wanted), work)
     except GrammarError:
         return {"type": "object"}
     return wanted

@@ -148,6 +148,7 @@ class EmbeddedEngine:
         """What the processes before this one have done."""
         self._trouble = ""
         self._broken = False
+        self._grammars = translation.Grammars()
         self._restarts = 0
         self._stopping = False
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
@@ -264,12 +265,16 @@ class EmbeddedEngine:
         return await self._reply(self._glances, look)
 
     def check(self, request: Generate) -> None:
-        translation.grammar(request)
+        self._grammars.of(request)
 
     @asynccontextmanager
     async def generate(self, request: Generate) -> AsyncIterator[AsyncIterator[Event]]:
         self._check_queue(request.priority)
-        call = _Call(translation.submit(next(self._ids), request, unread_most=UNREAD_MOST))
+        grammar = self._grammars.of(request)
+        submit = translation.submit(
+            next(self._ids), request, unread_most=UNREAD_MOST, grammar=grammar
+        )
+        call = _Call(submit)
         self._calls[call.submit.id] = call
         try:
             await self._until_loaded()

@@ -22,6 +22,8 @@ IMPLIED = {
 """What a schema without `type` is about, by what it says."""
 
 BOUNDS = IMPLIED["number"]
+MOST_DIGITS = 32
+"""Of an integer's bounds."""
 ASSERTIONS = frozenset(("type", "enum", "const", *sum(IMPLIED.values(), ())))
 
 REFUSED = (
@@ -132,6 +134,8 @@ def integer_bounds(schema: Schema, path: str) -> tuple[int | None, int | None]:
     for key, value in found.items():
         if not is_whole(value):
             raise GrammarError(f"`{key}` of an integer at {short(path)} is not a whole number.")
+        if abs(value) >= 10**MOST_DIGITS:
+            raise GrammarError(f"`{key}` at {short(path)} has more than {MOST_DIGITS} digits.")
     lows = [found[k] + n for k, n in (("minimum", 0), ("exclusiveMinimum", 1)) if k in found]
     highs = [found[k] - n for k, n in (("maximum", 0), ("exclusiveMaximum", 1)) if k in found]
     low, high = max(lows, default=None), min(highs, default=None)

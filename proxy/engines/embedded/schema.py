@@ -20,24 +20,44 @@ from proxy.engines.embedded.formats import FORMATS
 from proxy.engines.embedded.grammar import GrammarError, Item, Rules, char_class, literal
 from proxy.engines.embedded.keywords import Schema
 from proxy.engines.embedded.numbers import integers
+from proxy.engines.embedded.other_names import other_than
 
 MAX_SCHEMA_CHARS = 64 << 10
 MAX_DEPTH = 64
 MAX_MERGES = 1000
+MAX_STEPS = 20_000
+"""Of `Work`, of some 20 µs each. What shares nothing takes half of them at its longest."""
 
 WS_MOST = 20
 """Indentation behind a line break; without a bound small models indent for ever."""
 
 
-def grammar_of(schema: str) -> str:
-    """GBNF of the JSON texts that the schema allows; "" allows any object. Raises GrammarError."""
+class Work:
+    """What may still be done. A schema's parts count each time that they are looked at: those that
+    stand beside `anyOf` as often as that has branches, so a short schema can be endless work.
+    """
+
+    def __init__(self, steps: int = MAX_STEPS) -> None:
+        self._left = steps
+
+    def spend(self, steps: int = 1) -> None:
+        """Raises GrammarError."""
+        self._left -= steps
+        if self._left < 0:
+            raise GrammarError("The schema is too much work: its parts apply in too many places.")
+
+
+def grammar_of(schema: str, work: Work | None = None) -> str:
+    """GBNF of the JSON texts that the schema allows; "" allows any object. `work` is shared where
+    several are tried. Raises GrammarError.
+    """
     if len(schema) > MAX_SCHEMA_CHARS:
         raise GrammarError(f"The schema is longer than {MAX_SCHEMA_CHARS:,} characters.")
     try:
         value = msgspec.json.decode(schema) if schema else {"type": "object"}
     except (msgspec.DecodeError, RecursionError) as exc:
         raise GrammarError("The schema is not valid JSON, or nested too deeply.") from exc
-    compiler = _Compiler(value)
+    compiler = _Compiler(value, work or Work())
     try:
         return compiler.rules.text(compiler.visit(value, "#", 0))
     except RecursionError as exc:
@@ -45,15 +65,19 @@ def grammar_of(schema: str) -> str:
 
 
 class _Compiler:
-    def __init__(self, root: object) -> None:
+    def __init__(self, root: object, work: Work) -> None:
         self.rules = Rules()
         self._root = root
+        self._work = work
+        self._targets: dict[str, object] = {}
         self._refs: dict[str, Item] = {}
+        self._texts: dict[str, Item] = {}
         self._value: Item | None = None
         self._n_merges = 0
 
     def visit(self, schema: object, path: str, depth: int) -> Item:
         """The rule of one schema. `path` says where it stands in the whole one."""
+        self._work.spend()
         if schema is True or schema == {}:
             return self._any_value()
         if not isinstance(schema, dict):
@@ -78,25 +102,29 @@ class _Compiler:
         if pointer not in self._refs:
             rule = self._refs[pointer] = self.rules.reserve()
             target = self._resolve(pointer)
-            self.rules.fill(rule, [self.visit(target, pointer, depth + 1)])
+            self.rules.fill(rule, [self.visit(target, keywords.short(pointer), depth + 1)])
         return self._refs[pointer]
 
     def _resolve(self, pointer: str) -> object:
+        if pointer in self._targets:
+            return self._targets[pointer]
         if pointer != "#" and not pointer.startswith("#/"):
             raise GrammarError(f"`$ref` {keywords.short(pointer)} is outside of the schema.")
         target = self._root
         for step in pointer.split("/")[1:]:
             name = unquote(step).replace("~1", "/").replace("~0", "~")
             if isinstance(target, list) and name.isascii() and name.isdigit() and len(name) < 6:
-                target = dict(enumerate(target)).get(int(name))
+                target = target[int(name)] if int(name) < len(target) else None
             else:
                 target = target.get(name) if isinstance(target, dict) else None
         if target is None:
             raise GrammarError(f"`$ref` {keywords.short(pointer)} leads nowhere.")
+        self._targets[pointer] = target
         return target
 
     def _merged(self, schema: Schema, path: str) -> dict[str, Any]:
         """The schema with its `$ref` and the parts of its `allOf` put into it."""
+        self._work.spend()
         self._n_merges += 1
         if self._n_merges > MAX_MERGES:
             raise GrammarError("The schema refers to itself without end.")
@@ -148,7 +176,7 @@ class _Compiler:
             case "string":
                 return self._string(schema, path)
             case "integer":
-                return integers(self.rules, *keywords.integer_bounds(schema, path))
+                return self._integer(schema, path)
             case "number":
                 return self._number(schema, path)
             case "boolean":
@@ -164,7 +192,8 @@ class _Compiler:
         fitting = [v for v in values if keywords.types_of(v) & set(types)]
         if not fitting:
             raise GrammarError(f"The schema at {keywords.short(path)} allows no value at all.")
-        return self.rules.add(*(literal(_json(value)) for value in fitting))
+        self._work.spend(len(values))
+        return self.rules.add(*(self._literal(value) for value in fitting))
 
     def _string(self, schema: Schema, path: str) -> Item:
         low = keywords.count_of(schema, "minLength", path) or 0
@@ -174,15 +203,28 @@ class _Compiler:
             if bounded or not isinstance(schema["pattern"], str):
                 sentence = f"`pattern` with a length at {keywords.short(path)} is not supported."
                 raise GrammarError(sentence)
-            return self.rules.add(
-                [*quote, *pattern.matching(self.rules, schema["pattern"]), *quote]
-            )
+            return self._matching(schema["pattern"])
         if not bounded and (found := FORMATS.get(str(schema.get("format")))):
-            return self.rules.add([*quote, *pattern.matching(self.rules, found), *quote])
+            return self._matching(found)
         inside = self.rules.repeat(
             pattern.any_char(self.rules), low, keywords.not_below(low, high, path)
         )
         return self.rules.add([*quote, *inside, *quote])
+
+    def _matching(self, regex: str) -> Item:
+        if regex not in self._texts:
+            self._work.spend(len(regex) // 4)
+            quote = literal('"')
+            inside = pattern.matching(self.rules, regex)
+            self._texts[regex] = self.rules.add([*quote, *inside, *quote])
+        return self._texts[regex]
+
+    def _integer(self, schema: Schema, path: str) -> Item:
+        low, high = keywords.integer_bounds(schema, path)
+        # Digit by digit, and for each the digits behind it.
+        digits = max(len(str(bound)) for bound in (low or 0, high or 0))
+        self._work.spend(digits * digits // 16)
+        return integers(self.rules, low, high)
 
     def _number(self, schema: Schema, path: str) -> Item:
         bounds = {key: schema[key] for key in keywords.BOUNDS if schema.get(key) is not None}
@@ -241,7 +283,9 @@ class _Compiler:
         properties |= {name: True for name in sorted(required - properties.keys())}
         where = f"{path}/properties"
         pairs = [
-            self._pair(literal(_json(name)), self.visit(s, f"{where}/{name}", depth + 1))
+            self._pair(
+                self._literal(name), self.visit(s, f"{where}/{keywords.short(name)}", depth + 1)
+            )
             for name, s in properties.items()
         ]
         more = None
@@ -290,11 +334,15 @@ class _Compiler:
 
     def _other_key(self, names: list[str]) -> Item:
         """A key that is none of these. It is written without escapes: they could spell one."""
-        char = char_class(pattern.NOT_RAW, but=True)
         if not names:
             return self._string({}, "#")
-        inside = _spelled_otherwise(self.rules, names, char)
-        return self.rules.add([*literal('"'), inside, *literal('"')])
+        self._work.spend(sum(map(len, names)) // 4)
+        return self.rules.add([*literal('"'), other_than(self.rules, names), *literal('"')])
+
+    def _literal(self, value: object) -> list[Item]:
+        text = _json(value)
+        self._work.spend(len(text) // 64)
+        return literal(text)
 
     def _comma(self) -> list[Item]:
         return [*literal(","), self._ws()]
@@ -309,38 +357,6 @@ class _Compiler:
             kinds = [self._of_type(t, {}, "#", 0) for t in keywords.TYPES if t != "integer"]
             self.rules.fill(self._value, *([kind] for kind in kinds))
         return self._value
-
-
-def _spelled_otherwise(rules: Rules, names: list[str], char: Item) -> Item:
-    """Texts of `char`s that are none of the names: off the tree of their letters somewhere."""
-    letters, ends = _tree([name for name in names if not any(map(_is_escaped, name))])
-    anything = rules.repeat(char, 0, None)
-    spelled: dict[int, Item] = {}
-    for node in reversed(range(len(letters))):  # what hangs on a node has a higher number
-        taken = [(ord(c), ord(c)) for c in letters[node]]
-        ways = [[char_class([*pattern.NOT_RAW, *taken], but=True), *anything]]
-        ways += [[*literal(c), spelled[to]] for c, to in letters[node].items()]
-        spelled[node] = rules.add(*ways, *([[]] if node not in ends else []))
-    return spelled[0]
-
-
-def _tree(names: list[str]) -> tuple[list[dict[str, int]], set[int]]:
-    """(where each letter leads, node by node from the root, 0; the nodes at which a name ends)."""
-    letters: list[dict[str, int]] = [{}]
-    ends = set()
-    for name in names:
-        node = 0
-        for c in name:
-            if c not in letters[node]:
-                letters[node][c] = len(letters)
-                letters.append({})
-            node = letters[node][c]
-        ends.add(node)
-    return letters, ends
-
-
-def _is_escaped(char: str) -> bool:
-    return any(low <= ord(char) <= high for low, high in pattern.NOT_RAW)
 
 
 def _json(value: object) -> str:

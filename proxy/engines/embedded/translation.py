@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from memory.context import Context, ContextMessage
 from memory.ports import Budget
 from proxy.engines.base import (
@@ -23,7 +25,7 @@ from proxy.engines.embedded.protocol import Part, Submit
 from proxy.engines.embedded.schema import grammar_of
 
 
-def submit(id_: int, request: Generate, *, unread_most: int) -> Submit:
+def submit(id_: int, request: Generate, *, unread_most: int, grammar: str) -> Submit:
     """`unread_most` is how many texts the model may be ahead of who reads them."""
     s = request.sampling
     return Submit(
@@ -50,21 +52,28 @@ def submit(id_: int, request: Generate, *, unread_most: int) -> Submit:
         raw=printable(request.raw) if isinstance(request.raw, str) else request.raw,
         n=request.n,
         logprobs=s.logprobs,
-        grammar=grammar(request),
+        grammar=grammar,
         must_call=request.format.names if isinstance(request.format, CallFormat) else (),
         one_call=isinstance(request.format, CallFormat) and request.format.one_call,
         tells_progress=request.tells_progress,
     )
 
 
-def grammar(request: Generate) -> str:
-    """GBNF that the answer is held to, "" for none. Raises RequestRefused."""
-    if not isinstance(request.format, JsonFormat):
-        return ""
-    try:
-        return grammar_of(request.format.schema)
-    except GrammarError as exc:
-        raise RequestRefused(str(exc), param="response_format") from exc
+class Grammars:
+    """Those made last are kept: a request is checked before it begins, and most ask for the form of
+    the one before. One large schema takes a third of a second."""
+
+    def __init__(self, *, most: int = 8) -> None:
+        self._of_schema = lru_cache(most)(grammar_of)
+
+    def of(self, request: Generate) -> str:
+        """GBNF that the answer is held to, "" for none. Raises RequestRefused."""
+        if not isinstance(request.format, JsonFormat):
+            return ""
+        try:
+            return self._of_schema(request.format.schema)
+        except GrammarError as exc:
+            raise RequestRefused(str(exc), param="response_format") from exc
 
 
 def delta(reply: protocol.Text) -> Delta:
