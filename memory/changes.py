@@ -12,7 +12,7 @@ from sqlite_utils import Database
 from memory import queries, search
 from memory.database import immediate
 from memory.queries import batches, marks
-from memory.records import Answered, Node, Pin, Summary
+from memory.records import FORGOTTEN, Answered, Node, Pin, Summary
 from memory.store_errors import NotStored
 from memory.transcript import ROOT, Message, canonical, message_digest
 
@@ -201,12 +201,37 @@ def _complete(conn: sqlite3.Connection, stored: _Stored, node: Node) -> None:
     )
 
 
-def add_summary(db: Database, owner: str, summary: Summary) -> Summary:
+def add_summary(
+    db: Database,
+    owner: str,
+    summary: Summary,
+    *,
+    read: Sequence[Node] = (),
+    shown: Sequence[int] = (),
+) -> Summary:
+    """See Store.add_summary."""
     with immediate(db) as conn:
         owner_id = owner_row(conn, owner)
         require_conversation(conn, owner_id, summary.conversation)
+        _require_remembered(conn, owner_id, read, shown)
         id_ = insert_row(conn, "summaries", queries.summary_row(summary) | {"owner": owner_id})
         return queries.summary(conn, owner, id_)
+
+
+def _require_remembered(
+    conn: sqlite3.Connection, owner_id: int, read: Sequence[Node], shown: Sequence[int]
+) -> None:
+    """Raises NotStored where a text that these still had is gone. Forgetting a message takes the
+    summaries over it along, so it may be gone from either."""
+    for batch in batches([n.digest for n in read if n.text != FORGOTTEN]):
+        kept = "SELECT count(*) FROM messages WHERE owner = ? AND text != ? AND digest IN"
+        values = (owner_id, FORGOTTEN, *batch)
+        if conn.execute(f"{kept} ({marks(batch)})", values).fetchone()[0] < len(batch):
+            raise NotStored("a message was forgotten while its summary was written")
+    for batch in batches(shown):
+        kept = "SELECT count(*) FROM summaries WHERE owner = ? AND id IN"
+        if conn.execute(f"{kept} ({marks(batch)})", (owner_id, *batch)).fetchone()[0] < len(batch):
+            raise NotStored("a summary was forgotten while another was made of it")
 
 
 def pin(db: Database, owner: str, conversation: str, text: str, *, now: float) -> Pin:

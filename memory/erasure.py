@@ -9,10 +9,8 @@ from sqlite_utils import Database
 
 from memory import rewrites
 from memory.database import immediate
+from memory.records import FORGOTTEN
 from memory.store_errors import StoreUnavailable
-
-FORGOTTEN = "[This message was forgotten.]"
-"""What the model reads in its place."""
 
 INDEXES = ("message_words", "message_trigrams")
 

@@ -286,7 +286,10 @@ class Keeper:
             )
         finally:
             self.span = None
-        summary = await self._store.add_summary(job.owner, written)
+        # Who forgets a message meanwhile must not find it in a summary again.
+        summary = await self._store.add_summary(
+            job.owner, written, read=task.nodes, shown=[s.id for s in history.active]
+        )
         self._observe(
             "summarised",
             conversation=job.conversation,

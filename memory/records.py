@@ -9,6 +9,9 @@ MODEL = "model"
 EXTRACTIVE = "extractive"
 EDITED = "edited"
 
+FORGOTTEN = "[This message was forgotten.]"
+"""What the model reads in a forgotten message's place."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

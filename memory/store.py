@@ -320,9 +320,19 @@ class Store:
         add = partial(add, client_id=client_id, answered=answered)
         return await self._write(lambda db: add(db, owner, tuple(nodes)))
 
-    async def add_summary(self, owner: str, summary: Summary) -> Summary:
-        """Returns it as stored, with its id. Raises NotStored if its conversation is not."""
-        return await self._write(lambda db: changes.add_summary(db, owner, summary))
+    async def add_summary(
+        self,
+        owner: str,
+        summary: Summary,
+        *,
+        read: Sequence[Node] = (),
+        shown: Sequence[int] = (),
+    ) -> Summary:
+        """Returns it as stored, with its id. `read` are the messages that its text was made of as
+        they were then, `shown` the ids of the summaries. Raises NotStored if its conversation is
+        not stored, or one of those was forgotten meanwhile."""
+        add = partial(changes.add_summary, read=tuple(read), shown=tuple(shown))
+        return await self._write(lambda db: add(db, owner, summary))
 
     async def activate(self, owner: str, ids: Sequence[int]) -> None:
         """Sets activated_at to now where it is not set yet. Unknown ids are ignored."""

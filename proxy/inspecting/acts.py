@@ -10,7 +10,7 @@ from dataclasses import replace
 from memory.context import block_text
 from memory.ports import TokenCounter
 from memory.records import EDITED, Pin, Summary
-from memory.store import Store
+from memory.store import NotStored, Store
 from proxy.pages.chats import Chat
 
 PIN_CHARS = 500
@@ -58,4 +58,7 @@ async def correct(
         created_at=time.time(),
         activated_at=None,
     )
-    return await store.add_summary(chat.owner, new)
+    try:
+        return await store.add_summary(chat.owner, new, shown=[old.id])
+    except NotStored as exc:
+        raise NotDone(f"Summary {old.id} was forgotten.") from exc

@@ -16,11 +16,13 @@ from memory.conversations import Assembled, answered, context_for, recognise, ro
 from memory.keeper import ATTEMPTS_MOST, Host, Job, Keeper
 from memory.policy import Policy
 from memory.ports import Budget, Completion, ModelGone
-from memory.records import EXTRACTIVE, MODEL, Summary
+from memory.records import EXTRACTIVE, MODEL, Node, Summary
 from memory.scribe import Scribe, Task
 from memory.store import Store, StoreUnavailable
 from memory.transcript import ASSISTANT, USER, Message, Transcript, chain
 from proxy.errors import ApiError
+from proxy.inspecting.acts import NotDone, correct
+from proxy.pages.chats import read_chat
 from proxy.tuning.house import House, verbatim
 from proxy.tuning.simulation import SimulatedEngine
 
@@ -547,6 +549,74 @@ async def test_a_conversation_forgotten_while_it_is_summarised_leaves_nothing(
     assert (await desk.store.status())["messages"] == 0
     assert (await desk.store.status())["summaries"] == 0
     assert desk.events.count("complete") == 1
+
+
+async def test_a_message_forgotten_while_it_is_summarised_is_in_no_summary(desk: Desk) -> None:
+    await desk.past_the_mark()
+    digests = chain(desk.chats["ann"])
+
+    async def forget(context: Context) -> None:
+        desk.model.on_complete = nothing
+        await desk.store.forget_message("ann", digests[0])
+
+    desk.model.on_complete = forget
+    await desk.talk(1)
+    assert await desk.summaries() == []
+    await desk.talk(1)
+    (summary,) = await desk.summaries()
+    assert (summary.first_depth, summary.activated_at is not None) == (0, True)
+    first, second = desk.model.asked
+    assert any(question(0) in m.text for m in first.messages)
+    assert not any(question(0) in m.text for m in second.messages)
+
+
+@pytest.mark.parametrize("when", ["before its turns are read", "while it is written"])
+async def test_a_message_forgotten_while_its_summaries_are_merged_is_in_none(  # type: ignore[no-untyped-def]
+    open_desk, when: str
+) -> None:
+    desk = await open_desk(replace(POLICY, merge_from="summaries"))
+    await desk.ask(f"The lilies stay. {question(0)}", answer=ANSWERS[0])
+    root, read = chain(desk.chats["ann"])[0], desk.store.nodes
+    forgotten = 0
+
+    async def forget() -> None:
+        nonlocal forgotten
+        if not forgotten:
+            first = (await desk.summaries())[0]
+            assert (first.first_depth, first.rank) == (0, 0)
+            assert "lilies" in first.text
+            forgotten = await desk.store.forget_message("ann", root)
+
+    async def nodes(owner: str, digests: Sequence[bytes]) -> list[Node]:
+        summaries = await desk.summaries()
+        if root in digests and summaries and summaries[0].activated_at is not None:
+            await forget()
+        return await read(owner, digests)
+
+    async def complete(context: Context) -> None:
+        desk.model.text = SUMMARY + ("lilies" in context.messages[1].text) * " The lilies stay."
+        if len(context.messages) == 2:
+            await forget()
+
+    desk.model.on_complete = complete
+    if when == "before its turns are read":
+        desk.faulty.nodes = nodes
+    await desk.talk(30)
+    assert forgotten
+    summaries = await desk.summaries()
+    assert any(s.first_depth == 0 and s.rank > 0 for s in summaries)
+    assert not any("lilies" in s.text for s in summaries)
+
+
+async def test_a_correction_of_what_was_forgotten_meanwhile_is_refused(desk: Desk) -> None:
+    await desk.talk(FEW + 1)
+    (old,) = await desk.summaries()
+    chat = await read_chat(desk.store, "ann", old.conversation)
+    assert chat is not None
+    await desk.store.forget_message("ann", chat.digests[0])
+    with pytest.raises(NotDone):
+        await correct(desk.store, desk.model, chat, old, old.text)
+    assert await desk.summaries() == []
 
 
 # stopping

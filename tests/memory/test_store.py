@@ -226,6 +226,22 @@ async def test_a_conversation_is_called_by_its_first_message_alone(tmp_path: Pat
     assert b"ferry" not in raw_bytes(path)
 
 
+async def test_no_summary_is_kept_of_what_was_forgotten_meanwhile(store: Store) -> None:
+    nodes = talk("my key is 48213", "noted", "thanks", "yes")
+    conversation = await store.append("ann", nodes, conversation=None)
+    new = summary_of(nodes, conversation)
+    old = await store.add_summary("ann", summary_of(nodes[:2], conversation), read=nodes[:2])
+    await store.forget_message("ann", nodes[0].digest)
+    with pytest.raises(NotStored):
+        await store.add_summary("ann", new, read=nodes)
+    with pytest.raises(NotStored):
+        await store.add_summary("ann", new, read=nodes[2:], shown=[old.id])
+    assert await store.summaries("ann", conversation) == []
+    later = await store.nodes("ann", digests_of(nodes))
+    kept = await store.add_summary("ann", new, read=later)
+    assert await store.add_summary("ann", new, read=later, shown=[kept.id])
+
+
 # for whom
 
 
