@@ -150,7 +150,7 @@ class Session:
                 if answer.status == 200:
                     self._takes_usage = with_usage
                     return await self._read(call, answer)
-                failed = failure(answer.status, await answer.body())
+                failed = self._failure(answer.status, await answer.body())
             if answer.status not in (400, 422):
                 break
         raise failed
@@ -167,7 +167,10 @@ class Session:
         )
         async with self._post(call, body) as answer:
             if answer.status != 200:
-                raise failure(answer.status, await answer.body())
+                raise self._failure(answer.status, await answer.body())
+
+    def _failure(self, status: int, received: bytes) -> EngineError:
+        return failure(status, received, window_tokens=self.server.window_tokens)
 
     def _post(self, call: Call, body: bytes) -> AbstractAsyncContextManager[Answer]:
         upstream = self._settings.upstream
@@ -225,7 +228,9 @@ class Session:
             return DRAIN_S
         read = piece(frame)
         if read.failed is not None:
-            raise _mid_answer(failure_in_stream(read.failed), call)
+            window_tokens = self.server.window_tokens
+            failed = failure_in_stream(read.failed, window_tokens=window_tokens)
+            raise _mid_answer(failed, call)
         call.usage = read.usage or call.usage
         call.timings = read.timings or call.timings
         if read.opens and not call.finish_reason:

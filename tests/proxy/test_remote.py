@@ -317,11 +317,12 @@ async def test_a_stream_that_ends_before_it_began_is_asked_for_its_reason() -> N
     assert [e.body["max_tokens"] for e in server.seen] == [100, 1]
 
 
-async def test_an_overflow_without_numbers_is_a_refusal() -> None:
+async def test_an_overflow_without_numbers_is_one_by_an_eighth_of_the_window() -> None:
     error = {"code": "context_length_exceeded", "message": "Too long."}
     async with serving(Upstream(chat=replying({"error": error}, status=400))) as engine:
-        with pytest.raises(RequestRefused, match=r"Too long\."):
+        with pytest.raises(ContextOverflow) as caught:
             await ask(engine)
+    assert (caught.value.prompt_tokens, caught.value.window_tokens) == (1125, 1000)
 
 
 async def test_an_error_frame_is_an_error() -> None:

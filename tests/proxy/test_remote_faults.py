@@ -258,6 +258,40 @@ async def test_what_comes_with_the_interruption_is_not_given_out_twice(
     assert len(server.seen) == (1 if whole else 2)
 
 
+async def test_a_long_chat_in_a_script_that_estimates_know_little_of_is_cut_until_vllm_takes_it(
+    tmp_path: Path,
+) -> None:
+    async def counts(exchange: Exchange) -> None:
+        n = sum(len(m["content"]) for m in exchange.body["messages"])
+        n_most = 1000 - exchange.body["max_tokens"]
+        if n <= n_most:
+            return await hello(exchange)
+        sentence = (
+            "This model's maximum context length is 1000 tokens. However, you requested"
+            f" {1000 - n_most} output tokens and your prompt contains at least {n_most + 1} input"
+            " tokens, for a total of at least 1001 tokens."
+        )
+        error = {"message": sentence, "type": "BadRequestError", "code": 400}
+        await server.note("refused")
+        await exchange.reply({"error": error}, status=400)
+
+    # Two letters are a token of cl100k_base, or less; here each is one.
+    said = "rhythm lynx sphinx crypt "
+    server = Upstream(chat=counts)
+    turns = [
+        {"role": r, "content": f"{i} {said * 3}"} for i in range(9) for r in ("user", "assistant")
+    ]
+    body = {"messages": [*turns, {"role": "user", "content": "And?"}], "max_tokens": 16}
+    async with (
+        server.serving(),
+        proxy_before(server, tmp_path) as (url, _),
+        httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client,
+    ):
+        answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert server.log[:2] == ["asked And?", "refused"]
+
+
 async def test_an_error_of_the_server_is_one_sentence_that_the_client_shows_at_once(
     tmp_path: Path,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import pairwise
 
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.engines.base import ContextOverflow, RequestRefused
 from proxy.engines.remote_ahead import CHATS_MOST, STEP_CHARS, Resident, Rotation, steps
 from proxy.engines.remote_calibration import ENOUGH, Calibration, Sample
+from proxy.engines.remote_errors import failure, failure_in_stream
 from proxy.engines.remote_files import SlotFiles
 from proxy.engines.remote_http import address, header
 from proxy.engines.remote_server import Template, default_system, template_of
@@ -53,6 +56,122 @@ def test_texts_without_a_template_teach_the_rate_alone() -> None:
     for n in (100, 250, 400, 800):
         calibration.add(Sample(n, 0, round(1.2 * n)))
     assert calibration.text(1000) == pytest.approx(1200, rel=0.01)
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+VLLM = "This model's maximum context length is 8192 tokens"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "prompt", "window"),
+    [
+        # vLLM 0.9
+        (f"{VLLM}. However, you requested 9000 tokens in the messages, Please reduce", 9000, 8192),
+        (
+            f"{VLLM}. However, you requested 9064 tokens (9000 in the messages, 64 in the"
+            " completion). Please reduce the length of the messages or completion.",
+            9000,
+            8192,
+        ),
+        # vLLM 0.11
+        (
+            f"{VLLM}. However, your request has 9000 input tokens. Please reduce the length of the"
+            " input messages.",
+            9000,
+            8192,
+        ),
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 64. This model's maximum context"
+            " length is 8192 tokens and your request has 8150 input tokens (64 > 8192 - 8150).",
+            8214,
+            8192,
+        ),
+        (
+            "The decoder prompt (length 9000) is longer than the maximum model length of 8192. Make"
+            " sure that `max_model_len` is no smaller than the number of text tokens.",
+            9000,
+            8192,
+        ),
+        # vLLM 0.16
+        (
+            "You passed 8129 input tokens and requested 64 output tokens. However, the model's"
+            " context length is only 8192 tokens, resulting in a maximum input length of 8128"
+            " tokens. Please reduce the length of the input prompt.",
+            9216,
+            8192,
+        ),
+        ("Input length (9000) exceeds model's maximum context length (8192).", 9000, 8192),
+        # vLLM 0.25
+        (
+            f"{VLLM}. However, you requested 64 output tokens and your prompt contains 9000 input"
+            " tokens, for a total of 9064 tokens. Please reduce the length of the input prompt.",
+            9000,
+            8192,
+        ),
+        (
+            f"{VLLM}. However, you requested 64 output tokens and your prompt contains at least"
+            " 8129 input tokens, for a total of at least 8193 tokens. (parameter=input_tokens)",
+            9216,
+            8192,
+        ),
+        (
+            f"{VLLM}. However, you requested 64 output tokens and your prompt contains 100000"
+            " characters (more than 81280 characters, which is the upper bound for 8128 input"
+            " tokens). Please reduce the length of the input prompt.",
+            9216,
+            8192,
+        ),
+        # no max_tokens
+        ("max_tokens must be at least 1, got -344.", 1344, 1000),
+        # SGLang
+        (
+            "The input (9000 tokens) is longer than the model's context length (8192 tokens).",
+            9000,
+            8192,
+        ),
+        (
+            "Requested token count exceeds the model's maximum context length of 8192 tokens. You"
+            " requested a total of 8214 tokens: 8150 tokens from the input messages and 64 tokens"
+            " for the completion. Please reduce the number of tokens in the input messages.",
+            8214,
+            8192,
+        ),
+        (
+            "Input length (9000 tokens) exceeds the maximum allowed length (8192 tokens). Use a"
+            " shorter input or enable --allow-auto-truncate.",
+            9000,
+            8192,
+        ),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_known_by_what_vllm_and_sglang_say(
+    sentence: str, prompt: int, window: int
+) -> None:
+    error = {"message": sentence, "type": "BadRequestError", "param": None, "code": 400}
+    for body in ({"object": "error", **error}, {"error": error}):
+        received = json.dumps(body).encode()
+        for told in (
+            failure(400, received, window_tokens=1000),
+            failure_in_stream(received, window_tokens=1000),
+        ):
+            assert isinstance(told, ContextOverflow)
+            assert (told.prompt_tokens, told.window_tokens) == (prompt, window)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("BadRequestError", "Unknown field: the input is longer than it should be."),
+        ("BadRequestError", "max_tokens must be at least 1, got 0."),
+        ("NotFoundError", f"{VLLM}. However, your request has 9000 input tokens."),
+    ],
+)
+def test_what_else_is_wrong_with_a_request_is_a_refusal(kind: str, sentence: str) -> None:
+    received = json.dumps({"error": {"message": sentence, "type": kind, "code": 400}}).encode()
+    told = failure(400, received, window_tokens=1000)
+    assert isinstance(told, RequestRefused)
+    assert str(told) == sentence
 
 
 # -- templates -----------------------------------------------------------------------------------
