@@ -1,10 +1,10 @@
-"""What the keywords of a JSON schema say by themselves: which are known, what they imply, and how
-two schemas become one that demands both. Pure; all that is wrong is a GrammarError.
+"""What the keywords of a JSON schema say by themselves: which are known, and what they imply. Pure;
+all that is wrong is a GrammarError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from proxy.engines.embedded.grammar import GrammarError
@@ -34,72 +34,29 @@ REFUSED = (
 )
 
 
-def both(a: dict[str, Any], b: Schema, path: str) -> dict[str, Any]:
-    """A schema that holds where both hold. Raises GrammarError where it is not known how."""
-    merged = dict(a)
-    for key, value in b.items():
-        if key not in merged or merged[key] == value or key not in (ASSERTIONS | JOINED.keys()):
-            merged[key] = value if key in (ASSERTIONS | JOINED.keys()) else merged.get(key, value)
-        elif key in JOINED:
-            merged[key] = JOINED[key](merged[key], value)
-        else:
-            raise GrammarError(f"`{key}` is demanded twice at {short(path)}, in two ways.")
-    return merged
+class NoValue(GrammarError):
+    """Of a branch that the rest rules out there may be others."""
 
-
-def _join_properties(a: Any, b: Any) -> Any:
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return a
-    both = {name: {"allOf": [a[name], b[name]]} for name in a.keys() & b.keys()}
-    return {**a, **b, **both}
-
-
-def _join_types(a: Any, b: Any) -> Any:
-    a, b = (x if isinstance(x, list) else [x] for x in (a, b))
-    return [t for t in a if t in b or (t == "integer" and "number" in b)]
-
-
-def _join_lists(a: Any, b: Any) -> Any:
-    return [*a, *b] if isinstance(a, list) and isinstance(b, list) else a
-
-
-def _join_values(a: Any, b: Any) -> Any:
-    return [v for v in a if v in b] if isinstance(a, list) and isinstance(b, list) else a
-
-
-def _join_others(a: Any, b: Any) -> Any:
-    if a is True or b is True:
-        return b if a is True else a
-    return False if a is False or b is False else {"allOf": [a, b]}
-
-
-JOINED: dict[str, Callable[[Any, Any], Any]] = {
-    "properties": _join_properties,
-    "required": _join_lists,
-    "type": _join_types,
-    "enum": _join_values,
-    "additionalProperties": _join_others,
-    "allOf": _join_lists,
-}
-"""How two values of one keyword become one that demands both."""
+    def __init__(self, path: str) -> None:
+        super().__init__(f"The schema at {short(path)} allows no value at all.")
 
 
 def check(schema: Schema, path: str) -> None:
     for key in REFUSED:
         if schema.get(key, False) is not False:
             raise GrammarError(f"`{key}` at {short(path)} is not supported.")
-    if "anyOf" in schema and "oneOf" in schema:
-        raise GrammarError(f"`anyOf` beside `oneOf` at {short(path)} is not supported.")
+    if not isinstance(schema.get("unevaluatedProperties", False), bool):
+        raise GrammarError(f"`unevaluatedProperties` at {short(path)} is not supported.")
 
 
 def types_in(schema: Schema, path: str) -> list[str]:
-    """What `type` says, nothing where it is not said."""
+    """What `type` says, with OpenAPI's `nullable`; nothing where it is not said."""
     if "type" not in schema:
         return []
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if not types or any(t not in TYPES for t in types):
         raise GrammarError(f"`type` at {short(path)} is none of {', '.join(TYPES)}.")
-    return types
+    return list(dict.fromkeys([*types, "null"] if schema.get("nullable") is True else types))
 
 
 def implied_type(schema: Schema) -> list[str]:
@@ -124,7 +81,7 @@ def count_of(schema: Schema, key: str, path: str) -> int | None:
 
 def not_below(low: int, high: int | None, path: str) -> int | None:
     if high is not None and high < low:
-        raise GrammarError(f"The schema at {short(path)} allows no value at all.")
+        raise NoValue(path)
     return high
 
 
@@ -140,7 +97,7 @@ def integer_bounds(schema: Schema, path: str) -> tuple[int | None, int | None]:
     highs = [found[k] - n for k, n in (("maximum", 0), ("exclusiveMaximum", 1)) if k in found]
     low, high = max(lows, default=None), min(highs, default=None)
     if low is not None and high is not None and low > high:
-        raise GrammarError(f"The schema at {short(path)} allows no value at all.")
+        raise NoValue(path)
     return (None if low is None else int(low)), (None if high is None else int(high))
 
 

@@ -10,6 +10,7 @@ in `formats.py`, say nothing, as the standard has it. Nothing is ever fetched.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,13 +19,15 @@ import msgspec
 from proxy.engines.embedded import keywords, pattern
 from proxy.engines.embedded.formats import FORMATS
 from proxy.engines.embedded.grammar import GrammarError, Item, Rules, char_class, literal
-from proxy.engines.embedded.keywords import Schema
+from proxy.engines.embedded.keywords import NoValue, Schema
+from proxy.engines.embedded.merging import COMPOSED, both, canonical, own
 from proxy.engines.embedded.numbers import integers
 from proxy.engines.embedded.other_names import other_than
 
 MAX_SCHEMA_CHARS = 64 << 10
 MAX_DEPTH = 64
-MAX_MERGES = 1000
+MAX_PARTS = 1000
+"""Of one schema, by `$ref` and `allOf`."""
 MAX_STEPS = 20_000
 """Of `Work`, of some 20 µs each. What shares nothing takes half of them at its longest."""
 
@@ -72,8 +75,8 @@ class _Compiler:
         self._targets: dict[str, object] = {}
         self._refs: dict[str, Item] = {}
         self._texts: dict[str, Item] = {}
+        self._integers: dict[tuple[int | None, int | None], Item] = {}
         self._value: Item | None = None
-        self._n_merges = 0
 
     def visit(self, schema: object, path: str, depth: int) -> Item:
         """The rule of one schema. `path` says where it stands in the whole one."""
@@ -85,27 +88,29 @@ class _Compiler:
         if depth > MAX_DEPTH:
             raise GrammarError("The schema is nested too deeply.")
         keywords.check(schema, path)
-        if "$ref" in schema and not keywords.ASSERTIONS & schema.keys() and "anyOf" not in schema:
+        made_of = COMPOSED & schema.keys()
+        if made_of == {"$ref"} and not keywords.ASSERTIONS & schema.keys():
             return self._ref(schema["$ref"], path, depth)
-        if "$ref" in schema or "allOf" in schema:
-            return self.visit(self._merged(schema, path), path, depth + 1)
-        for key in ("anyOf", "oneOf"):
-            if key in schema:
-                return self._union(schema, key, path, depth)
+        if made_of:
+            return self._composed(schema, path, depth)
         return self._typed(schema, path, depth)
 
     # -- schemas made of schemas -----------------------------------------------------------------
 
     def _ref(self, pointer: object, path: str, depth: int) -> Item:
-        if not isinstance(pointer, str):
-            raise GrammarError(f"`$ref` at {keywords.short(path)} is not a text.")
+        target = self._resolve(pointer, path)
+        pointer = str(pointer)
         if pointer not in self._refs:
             rule = self._refs[pointer] = self.rules.reserve()
-            target = self._resolve(pointer)
-            self.rules.fill(rule, [self.visit(target, keywords.short(pointer), depth + 1)])
+            try:
+                self.rules.fill(rule, [self.visit(target, keywords.short(pointer), depth + 1)])
+            except NoValue as exc:  # Others may refer to the rule by now.
+                raise GrammarError(str(exc)) from exc
         return self._refs[pointer]
 
-    def _resolve(self, pointer: str) -> object:
+    def _resolve(self, pointer: object, path: str) -> object:
+        if not isinstance(pointer, str):
+            raise GrammarError(f"`$ref` at {keywords.short(path)} is not a text.")
         if pointer in self._targets:
             return self._targets[pointer]
         if pointer != "#" and not pointer.startswith("#/"):
@@ -122,33 +127,50 @@ class _Compiler:
         self._targets[pointer] = target
         return target
 
-    def _merged(self, schema: Schema, path: str) -> dict[str, Any]:
-        """The schema with its `$ref` and the parts of its `allOf` put into it."""
-        self._work.spend()
-        self._n_merges += 1
-        if self._n_merges > MAX_MERGES:
-            raise GrammarError("The schema refers to itself without end.")
-        rest = {k: v for k, v in schema.items() if k not in ("$ref", "allOf")}
-        parts = keywords.list_of(schema, "allOf", path) if "allOf" in schema else []
-        if "$ref" in schema:
-            parts = [self._resolve(str(schema["$ref"])), *parts]
-        for part in parts:
+    def _composed(self, schema: Schema, path: str, depth: int) -> Item:
+        """What all its parts demand, and one branch of each choice among them."""
+        alone = COMPOSED & schema.keys() == {"allOf"} and not keywords.ASSERTIONS & schema.keys()
+        if alone and len(parts := keywords.list_of(schema, "allOf", path)) == 1:
+            return self.visit(parts[0], path, depth + 1)  # It may be what it is a part of.
+        said, choices = self._flat(schema, path)
+        if not choices:
+            return self._typed(said, path, depth + 1)
+        shared = said if keywords.ASSERTIONS & said.keys() else {}
+        open_ = {"unevaluatedProperties": said.pop("unevaluatedProperties", True)}
+        parts = [*([shared] if shared else []), *({"anyOf": c} for c in choices[1:])]
+        found = []
+        for i, branch in enumerate(choices[0]):
+            with suppress(NoValue):
+                schema = {"allOf": [*parts, branch], **open_} if parts else branch
+                found.append(self.visit(schema, f"{path}/anyOf/{i}", depth + 1))
+        if not found:
+            raise NoValue(path)
+        return self._choice(found)
+
+    def _flat(self, schema: Schema, path: str) -> tuple[dict[str, Any], list[list[Any]]]:
+        """(what it and the parts of its `$ref` and `allOf` say by themselves, all their choices)"""
+        said: dict[str, Any] = {}
+        choices: list[list[Any]] = []
+        parts: list[object] = [schema]
+        for _ in range(MAX_PARTS):
+            if not parts:
+                return said, choices
+            part = parts.pop()
+            if part is True:
+                continue
             if not isinstance(part, dict):
                 raise GrammarError(f"`allOf` at {keywords.short(path)} holds what is no object.")
             keywords.check(part, path)
-            rest = keywords.both(rest, part, path)
-        return rest
-
-    def _union(self, schema: Schema, key: str, path: str, depth: int) -> Item:
-        rest = {k: v for k, v in schema.items() if k != key}
-        shared = rest if (keywords.ASSERTIONS | {"anyOf", "oneOf"}) & rest.keys() else {}
-        branches = keywords.list_of(schema, key, path)
-        if shared:
-            branches = [{"allOf": [shared, branch]} for branch in branches]
-        where = f"{path}/{key}"
-        return self._choice(
-            self.visit(branch, f"{where}/{i}", depth + 1) for i, branch in enumerate(branches)
-        )
+            said = both(said, own(part, path, inner=part is not schema), path)
+            self._work.spend(
+                1 + sum(len(v) for v in said.values() if isinstance(v, list | dict)) // 64
+            )
+            for key in (k for k in ("anyOf", "oneOf") if k in part):
+                branches = keywords.list_of(part, key, path)
+                choices += [branches] if not any(branches is c for c in choices) else []
+            parts += reversed(keywords.list_of(part, "allOf", path) if "allOf" in part else [])
+            parts += [self._resolve(part["$ref"], path)] if "$ref" in part else []
+        raise GrammarError(f"The schema refers to itself without end, or to {MAX_PARTS} others.")
 
     def _choice(self, rules: Iterable[Item]) -> Item:
         found = list(dict.fromkeys(rules))
@@ -162,7 +184,7 @@ class _Compiler:
         types = keywords.types_in(schema, path) or keywords.implied_type(schema)
         if not types:
             return self._any_value()
-        if schema.get("nullable") is True:
+        if schema.get("nullable") is True and "null" not in types:
             types = [*types, "null"]
         return self._choice(self._of_type(t, schema, path, depth) for t in types)
 
@@ -187,11 +209,11 @@ class _Compiler:
     def _enum(self, schema: Schema, path: str) -> Item:
         values = keywords.list_of(schema, "enum", path) if "enum" in schema else [schema["const"]]
         if "const" in schema:
-            values = [schema["const"]] if schema["const"] in values else []
+            values = [v for v in values if canonical(v) == canonical(schema["const"])]
         types = keywords.types_in(schema, path) or keywords.TYPES
         fitting = [v for v in values if keywords.types_of(v) & set(types)]
         if not fitting:
-            raise GrammarError(f"The schema at {keywords.short(path)} allows no value at all.")
+            raise NoValue(path)
         self._work.spend(len(values))
         return self.rules.add(*(self._literal(value) for value in fitting))
 
@@ -220,11 +242,13 @@ class _Compiler:
         return self._texts[regex]
 
     def _integer(self, schema: Schema, path: str) -> Item:
-        low, high = keywords.integer_bounds(schema, path)
-        # Digit by digit, and for each the digits behind it.
-        digits = max(len(str(bound)) for bound in (low or 0, high or 0))
-        self._work.spend(digits * digits // 16)
-        return integers(self.rules, low, high)
+        bounds = low, high = keywords.integer_bounds(schema, path)
+        if bounds not in self._integers:
+            # Digit by digit, and for each the digits behind it.
+            digits = max(len(str(bound)) for bound in (low or 0, high or 0))
+            self._work.spend(digits * digits // 8)
+            self._integers[bounds] = integers(self.rules, low, high)
+        return self._integers[bounds]
 
     def _number(self, schema: Schema, path: str) -> Item:
         bounds = {key: schema[key] for key in keywords.BOUNDS if schema.get(key) is not None}
@@ -254,7 +278,7 @@ class _Compiler:
         rest_high = None if high is None else high - len(items)
         if rest_high == 0:
             if low > len(items):
-                raise GrammarError(f"The schema at {keywords.short(path)} allows no value at all.")
+                raise NoValue(path)
             return self._bracketed("[", self._listed(items), "]")
         rest_low = max(0, low - len(items))
         item = self.visit(others, f"{path}/items", depth + 1)
@@ -275,24 +299,31 @@ class _Compiler:
 
     def _object(self, schema: Schema, path: str, depth: int) -> Item:
         properties, required = self._properties(schema, path)
-        others = schema.get("additionalProperties", not properties)
-        if others is False and (lost := required - properties.keys()):
+        closed = schema.get("unevaluatedProperties", True) is False
+        others = schema.get("additionalProperties", not closed and not properties)
+        properties |= {
+            name: schema.get("additionalProperties", not closed)
+            for name in sorted(required - properties.keys())
+        }
+        if lost := [name for name in properties if name in required and properties[name] is False]:
+            name = keywords.short(lost[0])
             raise GrammarError(
-                f"The schema at {keywords.short(path)} demands {min(lost)!r} and forbids it."
+                f"The schema at {keywords.short(path)} demands {name!r} and forbids it."
             )
-        properties |= {name: True for name in sorted(required - properties.keys())}
         where = f"{path}/properties"
         pairs = [
             self._pair(
                 self._literal(name), self.visit(s, f"{where}/{keywords.short(name)}", depth + 1)
             )
             for name, s in properties.items()
+            if s is not False
         ]
         more = None
         if others is not False:
             value = self.visit(others, f"{path}/additionalProperties", depth + 1)
             more = self._pair([self._other_key(list(properties))], value)
-        return self._members(pairs, [name in required for name in properties], more)
+        needed = [name in required for name, s in properties.items() if s is not False]
+        return self._members(pairs, needed, more)
 
     def _properties(self, schema: Schema, path: str) -> tuple[dict[str, Any], set[str]]:
         properties, required = schema.get("properties", {}), schema.get("required", [])
