@@ -40,6 +40,7 @@ from proxy.engines.base import (
 from proxy.engines.hermes import told
 from proxy.engines.remote_call import Call
 from proxy.engines.remote_count import Counter
+from proxy.engines.remote_emptying import Emptying
 from proxy.engines.remote_errors import failure
 from proxy.engines.remote_http import Http
 from proxy.engines.remote_limits import refuse_embeddings, refuse_what_is_missing
@@ -72,7 +73,7 @@ class RemoteEngine:
         self._calls: dict[Call, asyncio.Task[None]] = {}
         self._next = NextChat(self._turns, queue_s=settings.queue_s, on_failure=self._take_note)
         self._reading: asyncio.Task[None] | None = None
-        self._forgetting: dict[str, asyncio.Task[None]] = {}
+        self._emptying = Emptying()
         self._keys: OrderedDict[str, str] = OrderedDict()
         """The key that each owner's client last sent, where keys are forwarded: for the background
         work of that owner."""
@@ -122,8 +123,7 @@ class RemoteEngine:
             call.life.cancel()
         if self._calls:
             await asyncio.wait(self._calls.values())
-        if self._forgetting:
-            await asyncio.wait(self._forgetting.values())
+        await self._emptying.stop()
         if self._reading:
             await self._reading
         if self._watch:
@@ -205,6 +205,7 @@ class RemoteEngine:
         task.add_done_callback(call.end)
         task.add_done_callback(lambda _: self._calls.pop(call, None))
         task.add_done_callback(lambda _: self._next.after(self._session))
+        task.add_done_callback(lambda _: self._emptying.go_on(self._session))
         try:
             yield call.events()
         finally:
@@ -222,10 +223,7 @@ class RemoteEngine:
         session = self._session
         if session:
             session.forget(owner)
-        if session and session.server.saves_slots and owner not in self._forgetting:
-            task = asyncio.create_task(self._forget_slots(session, owner), name="remote-forget")
-            self._forgetting[owner] = task
-            task.add_done_callback(lambda _: self._forgetting.pop(owner, None))
+        self._emptying.go_on(self._session)
 
     def status(self) -> dict[str, Any]:
         info, session, classes = self.info, self._session, [p.name.lower() for p in Priority]
@@ -320,12 +318,6 @@ class RemoteEngine:
             asyncio.get_running_loop().call_later(ANNOUNCED_S, self._turns.arrived)
             self._turns.leave(ticket)
 
-    async def _forget_slots(self, session: Session, owner: str) -> None:
-        try:
-            await session.seats.forget(owner)
-        except EngineError as exc:
-            log.warning("slots were not emptied: %s", exc)
-
     def _with_key(self, request: Generate) -> Generate:
         if not self._settings.forwards_key:
             return request
@@ -382,6 +374,8 @@ class RemoteEngine:
             self._session.inherit(earlier)
         else:
             self._counter.forget()
+        if earlier:
+            self._emptying.anew(self._session, earlier)
         self.info = _info(server)
         log.info(
             "%s is %s with %s, window %d tokens (%s), %d at a time",

@@ -87,10 +87,12 @@ class Session:
         self.seats.slots.clear()
 
     def forget(self, owner: str) -> None:
-        """Nothing of this owner's prompts stays in the books; the server is not asked."""
+        """Nothing of this owner's prompts stays in the books. Slots are not emptied here."""
         self.rotation.forget(owner)
         if self.resident.whose[0] == owner:
             self.resident.clear()
+        if self.server.saves_slots:
+            self.seats.forget(owner)
 
     async def carry_out(self, call: Call) -> None:
         """One attempt, from the request to the end of the answer. Raises EngineError; the answer's
@@ -101,7 +103,11 @@ class Session:
             return await self._ask(call, None)
         request = call.request
         async with self.seats.seat(request.conversation, request.owner) as slot:
-            await self._ask(call, slot)
+            try:
+                await self._ask(call, slot)
+            finally:
+                if call.forgotten and slot is not None:
+                    self.seats.left_behind(request.conversation, slot)
 
     def place(self, owner: str, conversation: str) -> Place | None:
         """See KeepsPlaces. llama_cpp.server's sequence is in nobody's books while it is written."""

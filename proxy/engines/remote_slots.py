@@ -48,6 +48,16 @@ class Slots:
         self._left_at[slot] = self._clock
         self._in_use.discard(slot)
 
+    def hold(self, slot: int) -> None:
+        """Takes a free one to empty it: who sat there sits there no more. Whoever holds it must
+        `vacate` it."""
+        self._sitting[slot] = SIDE
+        self._in_use.add(slot)
+
+    def vacate(self, slot: int) -> None:
+        self.leave(slot)
+        self._sitting[slot] = None
+
     def clear(self) -> None:
         """Nobody sits anywhere: the server is a new one."""
         self._sitting = [None] * len(self._sitting)
@@ -67,6 +77,11 @@ class Slots:
     def slot_of(self, conversation: str) -> int | None:
         return self._sitting.index(conversation) if conversation in self._sitting else None
 
+    def spare(self) -> int | None:
+        """A free slot in which nobody sits, else the one that was left longest ago."""
+        free = [slot for slot in range(len(self)) if self.free(slot)]
+        return self._longest_ago([s for s in free if self._sitting[s] is None] or free)
+
     def check_integrity(self) -> None:
         """Raises AssertionError when a conversation sits twice or nobody sits in a used slot."""
         named = [name for name in self._sitting if name]
@@ -82,7 +97,10 @@ class Slots:
             return mine[0]
         if wanted in empty:
             return wanted
-        return min(empty or free, key=lambda slot: self._left_at[slot], default=None)
+        return self._longest_ago(empty or free)
+
+    def _longest_ago(self, slots: list[int]) -> int | None:
+        return min(slots, key=lambda slot: self._left_at[slot], default=None)
 
 
 def preferred(conversation: str, n: int) -> int:

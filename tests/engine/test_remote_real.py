@@ -3,6 +3,7 @@ llama.cpp's own."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -184,6 +185,21 @@ async def test_a_slot_that_was_saved_comes_back_after_a_restart_of_the_server(
             _, last = await ask(engine, chat(LONG, said, "Which shelf?", conversation="a"))
             assert last.cached_tokens > 300
             assert last.prompt_tokens - last.cached_tokens < 30
+
+
+async def test_forgetting_leaves_an_empty_slot_and_an_empty_file(tmp_path: Path) -> None:
+    with LlamaServer(tmp_path, window_tokens=WINDOW_TOKENS, slots=1, saves=True) as server:
+        async with engine_before(server) as engine:
+            said, _ = await ask(engine, chat(LONG, conversation="a"))
+            await ask(engine, warming(LONG, said, conversation="a"))
+            (file,) = (tmp_path / "slots").iterdir()
+            kept_bytes = file.stat().st_size
+            await engine.forget("me")
+            while engine._emptying.at_work:  # noqa: ASYNC110 - it tells nobody when it is done
+                await asyncio.sleep(0.01)
+            assert file.stat().st_size < kept_bytes / 100
+            _, last = await ask(engine, chat(LONG, said, "Which shelf?", conversation="a"))
+            assert last.cached_tokens < 30
 
 
 async def test_estimates_are_within_two_percent_after_three_answers(

@@ -527,7 +527,7 @@ async def test_forgetting_empties_the_owners_slots_and_files_and_nobody_elses() 
         (mine, other) = (line for line in server.log if line.startswith("save chatfold"))
         server.log.clear()
         await engine.forget("me")
-        await until(lambda: not engine._forgetting)
+        await until(lambda: not engine._emptying.at_work)
         emptied = next(line for line in server.log if line.startswith("erase"))
         assert server.log.index(emptied) < server.log.index(mine)
         assert other not in server.log
@@ -536,6 +536,156 @@ async def test_forgetting_empties_the_owners_slots_and_files_and_nobody_elses() 
         await ask(engine, replace(asking("hi", conversation="b"), owner="you"))
         assert not any(line.startswith("restore") for line in server.log)
         assert "taken=2/2" in engine.status()["slots"]
+
+
+def on_erase(server: Upstream, script: Any) -> None:
+    """`script` gets to see each request that erases a slot; it answers, or says that it did not."""
+    for path, plain in list(server.routes.items()):
+        if path[1].startswith("/slots/"):
+
+            async def route(exchange: Exchange, plain: Any = plain) -> None:
+                if not (exchange.path.endswith("=erase") and await script(exchange)):
+                    await plain(exchange)
+
+            server.routes[path] = route
+
+
+def emptied(server: Upstream) -> list[str]:
+    return [line for line in server.log if re.match("erase|save chatfold", line)]
+
+
+async def test_what_a_running_request_needs_is_emptied_when_it_ends() -> None:
+    async def held(exchange: Exchange) -> None:
+        await server.noted("forgotten")
+        await answering(exchange)
+
+    server = llama_server(slots=2, saves=True)
+    async with serving(server, remote=RemoteConfig()) as engine:
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+        (file,) = emptied(server)
+        server.chat = held
+        chats = [asyncio.create_task(ask(engine, asking("mine", conversation="a")))]
+        await server.noted("asked mine")
+        theirs = replace(asking("theirs", conversation="b"), owner="you")
+        chats.append(asyncio.create_task(ask(engine, theirs)))
+        await server.noted("asked theirs")
+        server.log.clear()
+        await engine.forget("me")
+        await until(lambda: not engine._emptying.at_work)
+        assert emptied(server) == []
+        assert "owed=2" in engine.status()["slots"]
+        await server.note("forgotten")
+        await asyncio.gather(*chats)
+        await until(lambda: "owed=0" in engine.status()["slots"])
+        assert f"erase {slots_of(server)[0]}" in server.log
+        assert file in server.log
+        assert engine.place("me", "a") is Place.COLD
+        engine.check_integrity()
+
+
+async def test_what_is_warmed_while_it_is_forgotten_is_not_kept() -> None:
+    server = llama_server(slots=1, saves=True)
+    plain = server.routes["POST", "/completion"]
+
+    async def held(exchange: Exchange) -> None:
+        await engine.forget("me")
+        await plain(exchange)
+
+    server.routes["POST", "/completion"] = held
+    async with serving(server, remote=RemoteConfig()) as engine:
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+        await until(lambda: "owed=0" in engine.status()["slots"])
+        (saved, erased, *_) = done = emptied(server)
+        assert done[-2:] == [erased, saved]
+        assert engine.place("me", "a") is Place.COLD
+
+
+@pytest.mark.parametrize("fails", ["500", "reset"])
+async def test_what_could_not_be_emptied_is_tried_again_behind_the_next_request(
+    fails: str,
+) -> None:
+    server = llama_server(slots=2, saves=True)
+    n_failed = 0
+
+    async def failing(exchange: Exchange) -> bool:
+        nonlocal n_failed
+        n_failed += 1
+        if n_failed > 2:
+            return False
+        exchange.reset() if fails == "reset" else await exchange.reply({}, status=500)
+        return True
+
+    on_erase(server, failing)
+    async with serving(server, remote=RemoteConfig()) as engine:
+        for conversation in "ab":
+            await ask(engine, warming("hi", "Hello.", conversation=conversation))
+        files = emptied(server)
+        server.log.clear()
+        await engine.forget("me")
+        await until(lambda: not engine._emptying.at_work)
+        assert emptied(server) == []
+        for n in range(3):
+            await ask(engine, replace(asking(f"hi {n}", conversation="c"), owner="you"))
+            await until(lambda: not engine._emptying.at_work)
+        assert set(emptied(server)) == {*files, "erase 0", "erase 1"}
+
+
+async def test_who_sits_in_a_slot_that_is_used_to_empty_a_file_sits_there_no_more() -> None:
+    server = llama_server(slots=1, saves=True)
+    async with serving(server, remote=RemoteConfig()) as engine:
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+        (file,) = emptied(server)
+        await ask(engine, replace(asking("theirs", conversation="b"), owner="you"))
+        server.log.clear()
+        assert engine.place("you", "b") is Place.SLOT
+        await engine.forget("me")
+        await until(lambda: not engine._emptying.at_work)
+        assert emptied(server) == ["erase 0", file]
+        assert engine.place("you", "b") is Place.COLD
+
+
+async def test_nobody_takes_a_slot_between_its_emptying_and_the_writing_of_the_file() -> None:
+    server = llama_server(slots=1, saves=True)
+    asked: list[asyncio.Task[Any]] = []
+
+    async def asking_meanwhile(exchange: Exchange) -> bool:
+        theirs = replace(asking("theirs", conversation="b"), owner="you")
+        asked.append(asyncio.create_task(ask(engine, theirs)))
+        await until(lambda: engine.status()["running"]["chat"])
+        await asyncio.sleep(0.05)
+        return False
+
+    async with serving(server, remote=RemoteConfig()) as engine:
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+        (file,) = emptied(server)
+        server.log.clear()
+        on_erase(server, asking_meanwhile)
+        await engine.forget("me")
+        await until(lambda: asked)
+        await asyncio.gather(*asked)
+        assert server.log.index(file) < server.log.index("asked theirs")
+        assert slots_of(server) == [0]
+
+
+async def test_what_is_still_to_be_emptied_is_emptied_when_the_server_is_found_again() -> None:
+    server = llama_server(slots=1, saves=True)
+    async with serving(server, remote=RemoteConfig(recheck_s=0.05)) as engine:
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+
+        async def gone(exchange: Exchange) -> bool:
+            exchange.reset()
+            return True
+
+        routes = dict(server.routes)
+        on_erase(server, gone)
+        (file,) = emptied(server)
+        server.log.clear()
+        await engine.forget("me")
+        await until(lambda: not engine._emptying.at_work)
+        assert emptied(server) == []
+        server.routes = routes
+        server.props = server.props | {"media_marker": "second"}
+        await until(lambda: emptied(server) == ["erase 0", file])
 
 
 async def test_forgetting_empties_every_slot_of_titles_and_of_second_requests() -> None:
@@ -553,7 +703,7 @@ async def test_forgetting_empties_every_slot_of_titles_and_of_second_requests() 
         ]
         await asyncio.gather(*tasks)
         await engine.forget("me")
-        await until(lambda: not engine._forgetting)
+        await until(lambda: not engine._emptying.at_work)
         assert {line for line in server.log if line.startswith("erase")} == {
             "erase 0",
             "erase 1",

@@ -221,6 +221,13 @@ def test_slots_keep_their_books(n: int, steps_taken: list[tuple[str, int]]) -> N
         while len(used) > leave:
             slots.leave(used.pop(0))
         slots.check_integrity()
+        spare = slots.spare()
+        assert (spare is None) == (len(used) == n)
+        if spare is not None and leave == 0:
+            slots.hold(spare)
+            slots.check_integrity()
+            slots.vacate(spare)
+            assert spare not in [slots.slot_of(name) for name in "abcdef"]
 
 
 def test_an_empty_slot_is_chosen_by_name_and_the_least_recent_one_evicted() -> None:
