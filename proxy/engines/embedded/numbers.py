@@ -16,9 +16,15 @@ def is_whole(value: object) -> bool:
 
 
 def integers(rules: Rules, low: int | None, high: int | None) -> Item:
-    """All integers from `low` to `high`; None stands for 16 digits' worth."""
-    low = -(10**MOST_DIGITS) + 1 if low is None else low
-    high = 10**MOST_DIGITS - 1 if high is None else high
+    """All integers from `low` to `high`; None stands for 16 digits' worth, and for one digit more
+    than the other bound has where that has as many.
+    """
+    digits = MOST_DIGITS
+    for bound in (low, high):
+        if bound is not None and abs(bound) >= 10 ** (MOST_DIGITS - 1):
+            digits = max(digits, len(str(abs(bound))) + 1)
+    low = -(10**digits) + 1 if low is None else low
+    high = 10**digits - 1 if high is None else high
     ways: list[list[Item]] = []
     if low < 0:
         least, most = max(1, -high), -low

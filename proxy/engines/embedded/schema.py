@@ -23,6 +23,7 @@ from proxy.engines.embedded.keywords import NoValue, Schema
 from proxy.engines.embedded.merging import COMPOSED, both, canonical, own
 from proxy.engines.embedded.numbers import integers
 from proxy.engines.embedded.other_names import other_than
+from proxy.engines.embedded.spelled import fits
 
 MAX_SCHEMA_CHARS = 64 << 10
 MAX_DEPTH = 64
@@ -210,11 +211,10 @@ class _Compiler:
         values = keywords.list_of(schema, "enum", path) if "enum" in schema else [schema["const"]]
         if "const" in schema:
             values = [v for v in values if canonical(v) == canonical(schema["const"])]
-        types = keywords.types_in(schema, path) or keywords.TYPES
-        fitting = [v for v in values if keywords.types_of(v) & set(types)]
+        self._work.spend(len(values))
+        fitting = [value for value in values if fits(value, schema, path)]
         if not fitting:
             raise NoValue(path)
-        self._work.spend(len(values))
         return self.rules.add(*(self._literal(value) for value in fitting))
 
     def _string(self, schema: Schema, path: str) -> Item:
@@ -226,8 +226,11 @@ class _Compiler:
                 sentence = f"`pattern` with a length at {keywords.short(path)} is not supported."
                 raise GrammarError(sentence)
             return self._matching(schema["pattern"])
-        if not bounded and (found := FORMATS.get(str(schema.get("format")))):
-            return self._matching(found)
+        if found := FORMATS.get(str(schema.get("format"))):
+            if low > found.shortest or (high is not None and high < found.longest):
+                sentence = f"`format` with a length at {keywords.short(path)} is not supported."
+                raise GrammarError(sentence)
+            return self._matching(found.regex)
         inside = self.rules.repeat(
             pattern.any_char(self.rules), low, keywords.not_below(low, high, path)
         )
