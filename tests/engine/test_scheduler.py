@@ -43,7 +43,7 @@ from proxy.engines.embedded.protocol import (
 )
 from proxy.engines.embedded.request import BACKGROUND, CHAT, CLASSES, SIDE, Request
 from proxy.engines.embedded.scheduler import Scheduler
-from proxy.engines.embedded.snapshots import Snapshots
+from proxy.engines.embedded.snapshots import Snapshot, Snapshots
 from tests.engine.submits import greedy
 
 pytestmark = pytest.mark.slow
@@ -783,6 +783,104 @@ def test_with_every_sequence_busy_a_request_waits_and_then_runs(llama: Llama) ->
     assert not rig.of(second, Taken)
     rig.finish()
     assert rig.ended(second).finish_reason == "length"
+
+
+# -- who waits harms nobody ----------------------------------------------------------------------
+
+
+class CountingSnapshots(Snapshots):
+    """Snapshots that count what they do with files."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, fingerprint="this build", budget_bytes=1 << 30)
+        self.loads = self.saves = 0
+
+    def load(self, snapshot: Snapshot) -> memoryview | None:
+        self.loads += 1
+        return super().load(snapshot)
+
+    def save(self, owner: str, tokens: Sequence[int], state: bytes) -> bool:
+        self.saves += 1
+        return super().save(owner, tokens, state)
+
+
+@pytest.mark.parametrize("cells", [SEQUENCES * 256, 400], ids=["no sequence", "no cells"])
+def test_a_snapshot_is_read_once_and_only_when_its_chat_is_let_in(
+    llama: Llama, tmp_path: Path, cells: int
+) -> None:
+    chat = prompt_of(llama, 150, seed=410)
+    before = Rig(llama, snapshots=shelf(tmp_path))
+    before.run(chat, 1)
+    while before.scheduler.save_one():
+        pass
+    on_disk = CountingSnapshots(tmp_path)
+    rig = Rig(llama, n_sequences=2, cells=cells, snapshots=on_disk)
+    short, long = (rig.submit(prompt_of(llama, 120, seed=411 + i), 8 + 8 * i) for i in range(2))
+    rig.until(lambda: rig.of(short, Began) and rig.of(long, Began))
+    waiter = rig.submit([*chat, *prompt_of(llama, 9, seed=413)], 2)
+    rig.until(lambda: rig.of(short, Ended))
+    assert (on_disk.loads, rig.of(waiter, Taken)) == (0, [])
+    rig.step()
+    assert on_disk.loads == 1
+    assert rig.running() == [long, waiter]
+    rig.finish()
+    assert on_disk.loads == 1
+    assert rig.ended(waiter).cached_tokens == len(chat)
+
+
+def test_who_finds_no_room_throws_nobody_out(llama: Llama, tmp_path: Path) -> None:
+    on_disk = CountingSnapshots(tmp_path)
+    rig = Rig(llama, cells=820, snapshots=on_disk)
+    chats = [prompt_of(llama, 130, seed=420 + i) for i in range(3)]
+    for chat in chats:
+        rig.run(chat, 1)
+    busy = rig.submit(prompt_of(llama, 400, seed=423), 10)
+    rig.until(lambda: rig.of(busy, Began))
+    # An edit: the chat that it is of lies in the first sequence, and stays there.
+    waiter = rig.submit([*chats[0][:100], *prompt_of(llama, 350, seed=424)], 2)
+    rig.until(lambda: rig.of(busy, Ended))
+    assert not rig.of(waiter, Taken)
+    for chat in chats:
+        rig.scheduler.look(0, "a", chat)
+        assert rig.sent[-1].in_memory == len(chat)
+    assert on_disk.saves == 0
+    rig.step()
+    assert rig.running() == [waiter]
+    rig.finish()
+    assert rig.prompt_tokens_evaluated[waiter] == 350
+
+
+def test_who_waits_is_not_looked_at_again_before_something_has_changed(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, looks = Rig(llama, n_sequences=2, cells=100), 0
+    has_room = rig.scheduler._cache.has_room
+
+    def counted(*args: Any, **kwargs: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return has_room(*args, **kwargs)
+
+    monkeypatch.setattr(rig.scheduler._cache, "has_room", counted)
+    rig.submit(prompt_of(llama, 60, seed=430), 20)
+    rig.step()
+    waiter = rig.submit(prompt_of(llama, 60, seed=431), 2)
+    rig.finish()
+    assert looks == 1, "when it came; alone it is let in without a look"
+    assert rig.ended(waiter).finish_reason == "length"
+
+
+def test_who_waits_takes_the_place_of_one_that_is_held_back_meanwhile(llama: Llama) -> None:
+    rig = Rig(llama, n_sequences=1)
+    slow = rig.submit(prompt_of(llama, 16, seed=440), 8, unread_most=3)
+    rig.until(lambda: rig.of(slow, Began))
+    waiter = rig.submit(prompt_of(llama, 16, seed=441), 2)
+    rig.until(lambda: ("request_held_back", slow) in rig.events)
+    assert not rig.of(waiter, Taken)
+    rig.step()
+    assert rig.running() == [waiter]
+    rig.scheduler.read(slow, 100)
+    rig.finish()
 
 
 # -- when llama.cpp fails ------------------------------------------------------------------------

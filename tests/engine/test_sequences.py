@@ -174,6 +174,8 @@ class Machine(RuleBasedStateMachine):
             self.kv, n_sequences=4, n_cells=self.n_cells, checkpoint_bytes=1000
         )
         self.running: list[tuple[Sequence, list[int]]] = []
+        self.refused: list[tuple[int, str, list[int]]] = []
+        """Who found no room, and after how many openings."""
 
     @rule(
         owner=st.sampled_from("ab"),
@@ -183,9 +185,11 @@ class Machine(RuleBasedStateMachine):
     def start(self, owner: str, tokens: list[int], in_place: bool) -> None:
         best = self.best(owner, tokens[:-1])
         busy = {id(s) for s, _ in self.running}
+        room = self.cache.has_room(owner, tokens[:-1], n_tokens=len(tokens))
         sequence = self.cache.acquire(owner, tokens, in_place=in_place)
         if sequence is None:
             assert len(self.running) >= 3
+            assert not room
             return
         assert id(sequence) not in busy, "a running request's sequence was given away"
         assert sequence.owner == owner
@@ -193,7 +197,8 @@ class Machine(RuleBasedStateMachine):
         assert len(sequence.tokens) == best, "more of this owner's could be gone on from"
         missing = tokens[len(sequence.tokens) :]
         assert missing, "the last token is always evaluated: its logits are wanted"
-        if self.cache.make_room(len(missing)):
+        assert self.cache.make_room(len(missing)) == room
+        if room:
             self.evaluate(sequence, missing[:-1])
             if in_place:
                 self.cache.checkpoint(sequence)
@@ -201,6 +206,11 @@ class Machine(RuleBasedStateMachine):
             self.running.append((sequence, tokens))
         else:
             self.cache.release(sequence, keep=True)
+
+    @rule(owner=st.sampled_from("ab"), tokens=st.lists(st.integers(0, 2), min_size=1, max_size=40))
+    def ask(self, owner: str, tokens: list[int]) -> None:
+        if not self.cache.has_room(owner, tokens[:-1], n_tokens=len(tokens)):
+            self.refused.append((self.cache.openings, owner, tokens))
 
     def best(self, owner: str, tokens: list[int]) -> int:
         """How much can be gone on from, found by trying every length of everything."""
@@ -268,6 +278,12 @@ class Machine(RuleBasedStateMachine):
         self.cache.check_integrity()
         for s in self.cache._sequences:
             assert self.kv.knows(s.id) == s.tokens
+
+    @invariant()
+    def who_found_no_room_finds_none_before_the_next_opening(self) -> None:
+        for openings, owner, tokens in self.refused:
+            if openings == self.cache.openings:
+                assert not self.cache.has_room(owner, tokens[:-1], n_tokens=len(tokens))
 
     @invariant()
     def running_requests_keep_their_tokens(self) -> None:
@@ -457,6 +473,20 @@ def test_nothing_is_evicted_in_vain() -> None:
     assert cache.holds("a", [1, 2, 3])
     assert cache.make_room(5)
     assert not cache.holds("a", [1, 2, 3])
+
+
+def test_a_look_for_room_moves_nothing() -> None:
+    cache, kv = filled([1, 2, 3, 4])
+    busy = cache.acquire("b", [9] * 91, in_place=True)
+    assert busy is not None
+    kv.evaluate(busy.id, [9] * 90)
+    cache.extend(busy, [9] * 90)
+    held = [list(s.tokens) for s in cache._sequences]
+    assert not cache.has_room("a", [1, 2, 7], n_tokens=11)
+    assert cache.has_room("a", [1, 2, 7], n_tokens=10)
+    assert cache.has_room("b", [9] * 90, n_tokens=100)
+    assert [s.tokens for s in cache._sequences] == held
+    cache.check_integrity()
 
 
 def test_an_unbalanced_book_is_noticed() -> None:

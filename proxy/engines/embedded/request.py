@@ -39,6 +39,8 @@ class Request:
     evaluated_prompt: int = 0
     began_at: float = 0.0
     first_token_at: float = 0.0
+    refused_at: int = -1
+    """The cache's `openings` when no room was found."""
     paused: bool = False
     told_at: float = 0.0
     """When its progress was last told."""
@@ -101,6 +103,13 @@ class Request:
         """Whether its reader has too much unread already: it stays out of the batches."""
         first = self.choices[0]
         return first.said - first.read >= self.submit.unread_most
+
+    @property
+    def reusable(self) -> list[int]:
+        """What of its tokens need not be evaluated where it is in the cache. The last token of one
+        that is answered is evaluated again, for its logits; warming wants none.
+        """
+        return self.tokens if self.warms else self.tokens[:-1]
 
     @property
     def decodes(self) -> bool:

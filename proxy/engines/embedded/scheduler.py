@@ -229,20 +229,33 @@ class Scheduler:
 
     def _acquire(self, request: Request) -> KVSequence | None:
         """A sequence with room behind it for the prompt, taken from worse classes if need be."""
-        # A prompt's last token is evaluated again for its logits; warming wants none.
-        wanted = [*request.tokens, 0] if request.warms else request.tokens
-        self._restore(request.submit.owner, wanted[:-1])
         while True:
-            sequence = self._cache.acquire(request.submit.owner, wanted, in_place=request.keep)
-            if sequence:
-                missing = len(request.tokens) - len(sequence.tokens)
-                if self._cache.make_room(missing) or not self.running:
-                    return sequence
-                self._cache.release(sequence, keep=True)
+            if self._has_room(request):
+                self._restore(request)
+                # The cache leaves the last token out.
+                wanted = [*request.reusable, 0]
+                sequence = self._cache.acquire(request.owner, wanted, in_place=request.keep)
+                if sequence:
+                    missing = len(request.tokens) - len(sequence.tokens)
+                    if self._cache.make_room(missing) or not self.running:
+                        return sequence
+                    # What it should begin with could not be copied after all.
+                    self._cache.release(sequence, keep=True)
+            request.refused_at = self._cache.openings
             worse = [r for r in self.running if r.held_back or r.priority > request.priority]
             if not worse:
                 return None
             self._requeue(max(worse, key=_goes_first))
+
+    def _has_room(self, request: Request) -> bool:
+        """Asked before each batch while the request waits: what was refused is looked at again
+        only when it can have changed, and nothing is moved for it before it is let in.
+        """
+        if not self.running:
+            return True
+        return request.refused_at != self._cache.openings and self._cache.has_room(
+            request.owner, request.reusable, n_tokens=len(request.tokens)
+        )
 
     def _stops(self, request: Request, sequence: KVSequence) -> tuple[int, ...]:
         """Where evaluation stops to make a checkpoint, for models that need them: at the end of the
@@ -294,13 +307,19 @@ class Scheduler:
         sequence.n_saved = len(tokens)
         return True
 
-    def _restore(self, owner: str, tokens: Sequence[int]) -> None:
-        """Brings a snapshot back if it holds much more of the prompt than what is resident."""
+    def _restore(self, request: Request) -> None:
+        """Brings a snapshot back if it holds much more of the prompt than what is resident, and
+        leaves room for the rest of it.
+        """
         if self._snapshots is None:
             return
+        owner, tokens = request.owner, request.reusable
         snapshot, n = self._snapshot(owner, tokens)
         resident = self._cache.match_prefix(owner, tokens).n
         if snapshot is None or n < resident + SNAPSHOT_TOKENS_LEAST:
+            return
+        most = max(len(snapshot.tokens), len(request.tokens))
+        if not self._cache.has_room(owner, (), n_tokens=most):
             return
         # Read first: a sequence that makes room is saved, and may take this very snapshot's place.
         state = self._snapshots.load(snapshot)

@@ -101,6 +101,8 @@ class SequenceCache:
         self._refs: Counter[int] = Counter()
         self._next_cell = count()
         self._clock = count(1)
+        self.openings = 0
+        """How often something happened that can make `has_room` true where it was false."""
 
     def __repr__(self) -> str:
         busy = sum(s.busy for s in self._sequences)
@@ -151,6 +153,16 @@ class SequenceCache:
                 return True
         return False
 
+    def has_room(self, owner: str, prefix: Seq[int], *, n_tokens: int) -> bool:
+        """Whether there is a sequence that nobody works on, and cells for `n_tokens`, the first of
+        which are `prefix`, once all that is idle has been evicted. Evicts nothing.
+        """
+        if all(s.busy for s in self._sequences):
+            return False
+        source, n, _ = self.match_prefix(owner, prefix)
+        shared = source.cells[:n] if source else []
+        return self.n_cells - len(self._busy_cells().union(shared)) >= n_tokens - len(shared)
+
     def acquire(self, owner: str, tokens: Seq[int], *, in_place: bool) -> Sequence | None:
         """A sequence for this prompt with as much of it in the cache as can be found.
 
@@ -192,10 +204,12 @@ class SequenceCache:
         if known is None or len(known.tokens) < len(sequence.tokens):
             part = self._kv.save_part(sequence.id)
             self.checkpoints.add(sequence.owner, sequence.tokens, part)
+            self.openings += 1
 
     def release(self, sequence: Sequence, *, keep: bool) -> None:
         """The request is done with it. What is not kept goes, but for what it was lent."""
         base, sequence.base, sequence.busy = sequence.base, 0, False
+        self.openings += 1
         if not keep:
             self.truncate(sequence, base)
 
@@ -205,7 +219,7 @@ class SequenceCache:
         """
         if self.n_cells - self.cells_used >= n_tokens:
             return True
-        if self.n_cells - len({c for s in self._sequences if s.busy for c in s.cells}) < n_tokens:
+        if self.n_cells - len(self._busy_cells()) < n_tokens:
             return False
         while self.n_cells - self.cells_used < n_tokens:
             idle = [s for s in self._sequences if not s.busy and s.tokens]
@@ -240,6 +254,7 @@ class SequenceCache:
         checkpoint holds of them stays, or nothing.
         """
         n = min(n, len(sequence.tokens))
+        self.openings += sequence.busy
         # A batch that failed may have left cells behind that are in nobody's books.
         if self._kv.end(sequence.id) > n:
             n = self._cut(sequence, n)
@@ -276,6 +291,9 @@ class SequenceCache:
         sequence.base = base
         sequence.last_used = next(self._clock)
         return sequence
+
+    def _busy_cells(self) -> set[int]:
+        return set[int]().union(*(s.cells for s in self._sequences if s.busy))
 
     def _free(self, *, but: Sequence | None) -> Sequence | None:
         idle = [s for s in self._sequences if not s.busy and s is not but]
