@@ -216,7 +216,11 @@ class TimeoutsConfig:
     first_token_s: float = _key(
         600.0, "From the start of a request's evaluation to its first token.", low=0.1
     )
-    between_tokens_s: float = _key(60.0, "From one token of an answer to the next.", low=0.1)
+    between_tokens_s: float = _key(
+        60.0,
+        "From one token of an answer to the next, but while it waits in the queue again.",
+        low=0.1,
+    )
     queue_s: float = _key(300.0, "In the queue, before a request is refused.", low=0.1)
     embeddings_s: float = _key(
         300.0, "For the vectors of one request for embeddings: they wait for every chat.", low=0.1

@@ -160,6 +160,14 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Between Started and Finished: the answer stands still, for its cells or its turn are
+    another's. It goes on without a word; its next token may take as long as its first one. Not told
+    of background work.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token's bytes, its log probability, and the likeliest tokens at its place with theirs.
 
@@ -210,7 +218,7 @@ class Finished:
     reasoning_tokens: int = 0
 
 
-Event = Reading | Started | Delta | Finished
+Event = Reading | Started | Waiting | Delta | Finished
 
 
 @dataclass(frozen=True, slots=True)

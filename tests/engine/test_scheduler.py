@@ -40,6 +40,7 @@ from proxy.engines.embedded.protocol import (
     Load,
     Taken,
     Text,
+    Waiting,
 )
 from proxy.engines.embedded.request import BACKGROUND, CHAT, CLASSES, SIDE, Request
 from proxy.engines.embedded.scheduler import Scheduler
@@ -881,6 +882,54 @@ def test_who_waits_takes_the_place_of_one_that_is_held_back_meanwhile(llama: Lla
     assert rig.running() == [waiter]
     rig.scheduler.read(slow, 100)
     rig.finish()
+
+
+# -- what is told of answers that stand still ----------------------------------------------------
+
+
+def told(rig: Rig, id_: int) -> list[type[Any]]:
+    """What was said of the request, but for its texts, which come in between."""
+    kinds = [Taken, Began, Waiting, Ended]
+    return [type(f) for f in rig.sent if type(f) in kinds and f.id == id_]
+
+
+def test_an_answer_that_is_put_back_says_so_until_it_runs_again(llama: Llama) -> None:
+    rig = Rig(llama, cells=72)
+    old, young = (rig.submit(prompt_of(llama, 24, seed=450 + i), 20) for i in range(2))
+    rig.finish()
+    assert told(rig, old) == [Taken, Began, Ended]
+    assert told(rig, young) == [Taken, Began, Waiting, Taken, Ended]
+
+
+@pytest.mark.parametrize("priority", [SIDE, BACKGROUND])
+def test_an_answer_that_a_better_class_stops_says_so_but_for_background(
+    rig: Rig, priority: int
+) -> None:
+    stopped = rig.submit(prompt_of(rig.llama, 20, seed=453), 8, priority=priority)
+    rig.until(lambda: rig.of(stopped, Text))
+    chat = rig.submit(prompt_of(rig.llama, 20, seed=454), 4)
+    rig.until(lambda: rig.of(chat, Ended))
+    assert told(rig, stopped) == [Taken, Began, *([Waiting] if priority == SIDE else [])]
+    rig.finish()
+    assert told(rig, stopped)[-2:] == [Taken, Ended]
+
+
+def test_a_prompt_that_stands_still_says_nothing(rig: Rig) -> None:
+    prompt = rig.submit(prompt_of(rig.llama, 200, seed=457), 2, priority=SIDE)
+    rig.step()
+    rig.submit(prompt_of(rig.llama, 20, seed=458), 2)
+    rig.finish()
+    assert ("request_paused", prompt) in rig.events
+    assert told(rig, prompt) == [Taken, Taken, Began, Ended]
+
+
+def test_a_further_answer_that_is_left_alone_in_the_queue_says_so(llama: Llama) -> None:
+    rig = Rig(llama, n_sequences=2)
+    other = rig.submit(prompt_of(llama, 20, seed=455), 12)
+    rig.until(lambda: rig.of(other, Text))
+    many = rig.submit(prompt_of(llama, 20, seed=456), 4, n=2, owner="b")
+    rig.finish()
+    assert told(rig, many) == [Taken, Began, Waiting, Taken, Ended]
 
 
 # -- when llama.cpp fails ------------------------------------------------------------------------

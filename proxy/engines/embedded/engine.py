@@ -30,6 +30,7 @@ from proxy.engines.base import (
     ReaderStalled,
     Reading,
     Started,
+    Waiting,
     Warmth,
 )
 from proxy.engines.embedded import protocol, translation
@@ -80,7 +81,7 @@ class EmbeddedSettings:
 @dataclass(slots=True, eq=False)
 class _Call:
     """A request on its way. `sent` counts the processes it was given to; `taken` once it left the
-    queue of the last one.
+    queue of the last one, and `put_back` while it stands in it again with half an answer.
 
     `texts` came from the process, `read` of them were taken by the reader, of which the process
     knows `told`.
@@ -90,6 +91,7 @@ class _Call:
     replies: asyncio.Queue[protocol.Reply | EngineError] = field(default_factory=asyncio.Queue)
     sent: int = 0
     taken: bool = False
+    put_back: bool = False
     texts: int = 0
     read: int = 0
     told: int = 0
@@ -100,17 +102,21 @@ class _Call:
 
     @property
     def waits(self) -> bool:
-        return not (self.taken or self.ended)
+        return not self.ended and (self.put_back or not self.taken)
 
     def stop_reader_timer(self) -> None:
         if self.reader_timer:
             self.reader_timer.cancel()
             self.reader_timer = None
 
-    def close(self) -> None:
-        self.stop_reader_timer()
+    def stop_queue_timer(self) -> None:
         if self.queue_timer:
             self.queue_timer.cancel()
+            self.queue_timer = None
+
+    def close(self) -> None:
+        self.stop_reader_timer()
+        self.stop_queue_timer()
 
 
 class EmbeddedEngine:
@@ -340,6 +346,8 @@ class EmbeddedEngine:
                     yield Reading(done, of)
                 case protocol.Began():
                     yield Started(reply.prompt_tokens, reply.cached_tokens)
+                case protocol.Waiting():
+                    yield Waiting()
                 case protocol.Text():
                     yield translation.delta(reply)
                     self._on_read(call)
@@ -387,6 +395,20 @@ class EmbeddedEngine:
         except TimeoutError as exc:
             raise EngineUnavailable("The model is still loading; try again shortly.") from exc
 
+    def _on_taken(self, call: _Call) -> None:
+        call.taken, call.put_back = True, False
+        call.stop_queue_timer()
+
+    def _on_put_back(self, call: _Call) -> None:
+        if not call.put_back:
+            call.put_back = True
+            call.replies.put_nowait(protocol.Waiting(call.submit.id))
+            self._time_queue(call)
+
+    def _time_queue(self, call: _Call) -> None:
+        loop = asyncio.get_running_loop()
+        call.queue_timer = loop.call_later(self._settings.queue_s, self._on_queue_timeout, call)
+
     def _on_queue_timeout(self, call: _Call) -> None:
         if self._calls.get(call.submit.id) is call and call.waits:
             self._send(Cancel(id=call.submit.id))
@@ -398,8 +420,7 @@ class EmbeddedEngine:
     def _hand_over(self, call: _Call) -> None:
         # Background work waits for as long as there is something better to do.
         if not call.sent and call.submit.priority != base.Priority.BACKGROUND:
-            loop = asyncio.get_running_loop()
-            call.queue_timer = loop.call_later(self._settings.queue_s, self._on_queue_timeout, call)
+            self._time_queue(call)
         call.sent += 1
         self._send(call.submit)
 
@@ -504,7 +525,10 @@ class EmbeddedEngine:
                 pass  # Nobody waits for it any more.
             case protocol.Taken(id=id_):
                 if call := self._calls.get(id_):
-                    call.taken = True
+                    self._on_taken(call)
+            case protocol.Waiting(id=id_):
+                if call := self._calls.get(id_):
+                    self._on_put_back(call)
             case protocol.Cancelled():
                 pass
             case protocol.Began() if not self._worked:

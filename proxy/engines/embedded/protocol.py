@@ -193,6 +193,14 @@ class Began(msgspec.Struct, frozen=True, tag=True):
     cached_tokens: int
 
 
+class Waiting(msgspec.Struct, frozen=True, tag=True):
+    """The request had begun to answer, and none of its answers is at work any more though one is
+    left: until it is Taken again. Not told of background work.
+    """
+
+    id: int
+
+
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     token: bytes
     logprob: float
@@ -295,6 +303,7 @@ Reply = (
     | Taken
     | Reading
     | Began
+    | Waiting
     | Text
     | Ended
     | Failed

@@ -35,8 +35,9 @@ from proxy.engines.embedded.protocol import (
     Taken,
     Text,
     TokenLogprob,
+    Waiting,
 )
-from proxy.engines.embedded.request import Request, by_class
+from proxy.engines.embedded.request import BACKGROUND, Request, by_class
 from proxy.engines.embedded.sampling import SEEDS, CannotGoOn, Sampler, logprob
 from proxy.engines.embedded.sequences import Sequence as KVSequence
 from proxy.engines.embedded.sequences import SequenceCache
@@ -525,6 +526,8 @@ class Scheduler:
         self._trace.request("request_done", request)
         if all(r.reason for r in request.choices):
             self._emit(self._ended(request.choices))
+        else:
+            self._tell_waiting(request)
 
     def _ended(self, choices: Sequence[Request]) -> Ended:
         first = choices[0]
@@ -584,6 +587,15 @@ class Scheduler:
         self.running.remove(request)
         self.waiting.append(request)
         self._trace.request("request_requeued", request)
+        self._tell_waiting(request)
+
+    def _tell_waiting(self, request: Request) -> None:
+        """Says so when text has come and for now none will: an answer is left, none at work."""
+        if request.priority == BACKGROUND or not request.choices[0].first_token_at:
+            return
+        left = [r for r in request.choices if not r.reason]
+        if left and not any(r.sequence and not r.paused for r in left):
+            self._emit(Waiting(id=request.id))
 
     def _resync(self, batch: Sequence[tuple[Request, list[int]]]) -> None:
         """After an abort: whole micro-batches stayed in the cache, and no logits did."""
@@ -628,11 +640,15 @@ class Scheduler:
             self._cache.clear()
 
     def _mark_paused(self, request: Request, *, paused: bool) -> None:
-        if paused and not request.paused:
-            self._trace.request("request_paused", request)
-        elif request.paused and not paused:
-            self._trace.request("request_resumed", request)
+        if paused == request.paused:
+            return
         request.paused = paused
+        if paused:
+            self._trace.request("request_paused", request)
+            self._tell_waiting(request)
+        else:
+            self._trace.request("request_resumed", request)
+            self._emit(Taken(id=request.id))
 
     def _wants_logits(self, request: Request, tokens: Sequence[int]) -> bool:
         return not request.warms and len(tokens) == request.missing
