@@ -102,7 +102,9 @@ def test_behind_a_thought_that_the_prompt_closed_none_is_demanded(
         {"$ref": "#/$defs/a"},
         {"properties": {"x": {"multipleOf": 3}}},
         {"type": "array"},
+        json.loads('{"allOf":[' * 400 + "{}" + "]}" * 400),
     ],
+    ids=lambda x: str(x)[:20],
 )
 def test_a_schema_that_no_grammar_holds_leaves_any_object(
     llama: Llama, parameters: dict[str, Any]
@@ -110,3 +112,54 @@ def test_a_schema_that_no_grammar_holds_leaves_any_object(
     function = {"name": "weather", "parameters": parameters}
     tools = json.dumps([{"type": "function", "function": function}])
     assert allowed(llama, TAGGED, tools=tools)
+
+
+def tool(name: str, **parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+CITY = {"city": {"type": "string"}}
+
+
+def test_many_tools_with_long_descriptions_are_followed(llama: Llama) -> None:
+    told = {f"p{i}": {"type": "integer", "description": "what it is for " * 10} for i in range(10)}
+    others = [tool(f"f{i}", properties=told) for i in range(60)]
+    tools = json.dumps([*others, tool("weather", properties=CITY)])
+    names = (*(f"f{i}" for i in range(60)), "weather")
+    assert allowed(llama, TAGGED, tools=tools, names=names)
+    assert not allowed(llama, TAGGED.replace('"Paris"', "5"), tools=tools, names=names)
+
+
+def test_what_only_tells_is_told_from_properties_of_that_name(llama: Llama) -> None:
+    described = {"title": "x", "properties": {"title": {"type": "null"}}, "required": ["title"]}
+    tools = json.dumps([tool("weather", **described)])
+    assert allowed(llama, TAGGED.replace('"city": "Paris"', '"title": null'), tools=tools)
+    assert not allowed(llama, TAGGED.replace('"city": "Paris"', '"title": "x"'), tools=tools)
+    assert not allowed(llama, TAGGED, tools=tools)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"multipleOf": 3},
+        {"anyOf": [{}] * 1000, "properties": {f"p{i}": {} for i in range(1000)}},
+        {"enum": list(range(9000))},
+        {"allOf": [{"const": "x" * 70_000}]},
+    ],
+    ids=lambda x: str(x)[:20],
+)
+def test_a_tool_that_no_grammar_holds_leaves_the_others_theirs(
+    llama: Llama, bad: dict[str, Any]
+) -> None:
+    tools = json.dumps([tool("weather", properties=CITY), tool("clock", properties={"x": bad})])
+    clock = TAGGED.replace("weather", "clock")
+    assert allowed(llama, clock, tools=tools, names=("weather", "clock"))
+    wrong = TAGGED.replace('"Paris"', "5")
+    assert not allowed(llama, wrong, tools=tools, names=("weather", "clock"))
+
+
+def test_schemas_that_are_too_much_together_leave_any_object(llama: Llama) -> None:
+    names = {f"a name of a property that is {i}": {"type": "string"} for i in range(900)}
+    tools = json.dumps([tool(f"f{i}", properties=names) for i in range(4)])
+    call = TAGGED.replace("weather", "f3")
+    assert allowed(llama, call, tools=tools, names=tuple(f"f{i}" for i in range(4)))

@@ -17,6 +17,10 @@ from proxy.engines.embedded.tools import LLAMA3, read
 CALLS_MOST = 8
 """A small model that may go on calling does."""
 
+TOLD = frozenset(("title", "description", "examples", "example", "default", "$comment"))
+"""Keywords that hold an answer to nothing."""
+ANY_OBJECT = {"type": "object"}
+
 
 def grammar_of_calls(
     tools: str,
@@ -33,9 +37,7 @@ def grammar_of_calls(
     it. Raises GrammarError.
     """
     offered = [t["function"] for t in read(tools) if t["function"]["name"] in names]
-    work = Work()
-    schemas = [_schema(f, form, work) for f in offered]
-    calls = grammar_of(dump({"anyOf": schemas}), work).replace("root ::=", "call ::=", 1)
+    calls = _calls(offered, form).replace("root ::=", "call ::=", 1)
     more = 0 if one_call else CALLS_MOST - 1
     rules = [f"root ::= {_thought(think_tags, first=thinks_first)} tagged more{{0,{more}}}"]
     if form == LLAMA3:
@@ -48,29 +50,67 @@ def grammar_of_calls(
     return "\n".join([*rules, calls])
 
 
-def _schema(function: dict[str, Any], form: str, work: Work) -> dict[str, Any]:
+def _calls(offered: list[dict[str, Any]], form: str) -> str:
+    """Each tool's schema as it is; else those that can be followed; else objects and no more."""
+    wanted = [_wanted(function["parameters"]) for function in offered]
+    try:
+        return _any_of(offered, wanted, form)
+    except GrammarError:
+        work = Work()  # All of them together, so that many are not many times as much.
+    try:
+        return _any_of(offered, [_followed(w, work) for w in wanted], form)
+    except GrammarError:
+        return _any_of(offered, [ANY_OBJECT] * len(offered), form)
+
+
+def _any_of(offered: list[dict[str, Any]], arguments: list[dict[str, Any]], form: str) -> str:
+    calls = [_schema(f["name"], a, form) for f, a in zip(offered, arguments, strict=True)]
+    return grammar_of(dump({"anyOf": calls}))
+
+
+def _schema(name: str, arguments: dict[str, Any], form: str) -> dict[str, Any]:
     field = "parameters" if form == LLAMA3 else "arguments"
     return {
         "type": "object",
-        "properties": {
-            "name": {"const": function["name"]},
-            field: _followed(function["parameters"], work),
-        },
+        "properties": {"name": {"const": name}, field: arguments},
         "required": ["name", field],
         "additionalProperties": False,
     }
 
 
-def _followed(parameters: dict[str, Any], work: Work) -> dict[str, Any]:
+def _wanted(parameters: dict[str, Any]) -> dict[str, Any]:
+    try:
+        # Whatever it says: arguments are an object.
+        wanted = {**_bare(parameters), "type": "object"}
+    except RecursionError:
+        return ANY_OBJECT
     # References say where they begin to count: there the schema is not the whole one any more.
-    if "$ref" in dump(parameters):
-        return {"type": "object"}
-    # Whatever it says: arguments are an object.
-    wanted = {**parameters, "type": "object"}
+    return ANY_OBJECT if "$ref" in dump(wanted) else wanted
+
+
+def _bare(schema: Any) -> Any:
+    """A schema without what it only tells."""
+    match schema:
+        case list():
+            return [_bare(part) for part in schema]
+        case dict():
+            return {k: _within(k, v) for k, v in schema.items() if k not in TOLD}
+    return schema
+
+
+def _within(key: str, value: Any) -> Any:
+    if key in ("const", "enum"):
+        return value
+    if key == "properties" and isinstance(value, dict):
+        return {name: _bare(schema) for name, schema in value.items()}
+    return _bare(value)
+
+
+def _followed(wanted: dict[str, Any], work: Work) -> dict[str, Any]:
     try:
         grammar_of(dump(wanted), work)
     except GrammarError:
-        return {"type": "object"}
+        return ANY_OBJECT
     return wanted
 
 
