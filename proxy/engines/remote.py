@@ -27,6 +27,7 @@ from proxy.engines import remote_embeddings
 from proxy.engines.base import (
     ContextOverflow,
     Embeddings,
+    EngineCrashed,
     EngineError,
     EngineUnavailable,
     Event,
@@ -42,7 +43,7 @@ from proxy.engines.remote_call import Call
 from proxy.engines.remote_count import Counter
 from proxy.engines.remote_emptying import Emptying
 from proxy.engines.remote_errors import failure
-from proxy.engines.remote_http import Http
+from proxy.engines.remote_http import Http, Unreachable
 from proxy.engines.remote_limits import refuse_embeddings, refuse_what_is_missing
 from proxy.engines.remote_next import NextChat
 from proxy.engines.remote_probe import Found, Probe
@@ -346,7 +347,8 @@ class RemoteEngine:
         """Of what a failure tells about the server."""
         if isinstance(exc, ContextOverflow):
             self._narrow(exc.window_tokens)
-        if self._session and isinstance(exc, EngineUnavailable):
+        # Whoever only refuses or is slow holds what it held.
+        if self._session and isinstance(exc, Unreachable | EngineCrashed):
             self._session.lost()
         if self._watch:
             self._watch.take_note(exc)

@@ -495,6 +495,25 @@ async def test_the_books_tell_where_a_conversation_was_left_and_only_its_owner()
         assert engine.place("you", "b") is Place.COLD  # nothing of it was saved
 
 
+@pytest.mark.parametrize(("fails", "place"), [("refuses", Place.SLOT), ("breaks off", Place.COLD)])
+async def test_a_server_that_refuses_one_request_still_holds_the_others(
+    fails: str, place: Place
+) -> None:
+    async def script(exchange: Exchange) -> None:
+        if exchange.said == "refuses":
+            await exchange.reply({"error": {"message": "Busy."}}, status=503)
+        elif exchange.said == "breaks off":
+            exchange.hang_up()
+        else:
+            await hello(exchange)
+
+    async with serving(llama_server(script, slots=2), remote=RemoteConfig()) as engine:
+        await ask(engine, asking("hi", conversation="a"))
+        with pytest.raises(EngineUnavailable):
+            await ask(engine, asking(fails, conversation="b"))
+        assert engine.place("me", "a") is place
+
+
 async def test_the_one_sequence_is_told_to_the_owner_of_what_it_holds() -> None:
     async with serving(llama_cpp(answering)) as engine:
         await engine.model()
