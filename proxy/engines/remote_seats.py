@@ -55,13 +55,16 @@ class Seats:
             # One may be held for a moment, to be emptied.
             async with self._emptying:
                 slot, stays = self.slots.take(conversation)
+        seated = stays
         try:
             if slot is not None and not stays:
                 await self._restore(slot, conversation)
+            seated = True
             yield slot
         finally:
+            # A restore that was broken off: what is in there now, nobody knows.
             if slot is not None:
-                self.slots.leave(slot)
+                (self.slots.leave if seated else self.slots.vacate)(slot)
 
     def place(self, owner: str, conversation: str) -> Place:
         if self._owners.get(conversation) != owner:

@@ -537,6 +537,24 @@ async def test_a_slot_that_cannot_be_restored_is_evaluated_again() -> None:
         assert not any(line.startswith("restore") for line in server.log)
 
 
+async def test_a_conversation_whose_restore_was_broken_off_sits_nowhere() -> None:
+    async def hangs(exchange: Exchange) -> None:
+        await server.note("restoring")
+        await exchange.until_gone()
+
+    server = llama_server(slots=1, saves=True)
+    async with serving(server, remote=RemoteConfig()) as engine:
+        await ask(engine, warming("hi", "Hello.", conversation="a"))
+        await ask(engine, asking("other", conversation="b"))
+        plain, server.routes["POST", "/slots/0"] = server.routes["POST", "/slots/0"], hangs
+        async with engine.generate(asking("hi again", conversation="a")):
+            await server.noted("restoring")
+        assert engine.place("me", "a") is Place.FILE
+        server.routes["POST", "/slots/0"] = plain
+        await ask(engine, asking("hi again", conversation="a"))
+        assert server.log[-2:] == ["restore in 0", "asked hi again"]
+
+
 async def test_forgetting_empties_the_owners_slots_and_files_and_nobody_elses() -> None:
     server = llama_server(slots=2, saves=True)
     async with serving(server, remote=RemoteConfig()) as engine:
