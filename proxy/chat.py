@@ -362,8 +362,9 @@ class Chats:
                 client_id=plan.client_id,
                 answered=sent.answered(nodes[-1].digest, finished) if finished else None,
             )
-            if plan.assembled.activates:
-                await self._store.activate(owner, plan.assembled.activates)
+            # Of what was sent in the end: a prompt that was cut further may use more of them.
+            if used := sent.plan.assembled.activates:
+                await self._store.activate(owner, used)
         except StoreError as exc:
             self._degraded("write", exc)
             return
