@@ -22,7 +22,7 @@ from proxy.config import Config
 from proxy.disconnect import EventStream
 from proxy.engines.base import EngineUnavailable, ModelInfo
 from proxy.errors import ApiError, bad_request
-from proxy.exports import ExportError, parse_export
+from proxy.exports import ExportError
 from proxy.headers import bearer_token, owner_of
 from proxy.inspecting import acts, rewrite_acts
 from proxy.inspecting.paths import CHAT, VIEWS, View
@@ -30,7 +30,7 @@ from proxy.inspecting.views import BadQuestion, Desk, NotThere, summary_of
 from proxy.pages.access import OWNER_NAME, Refused, owner_for, require_own_origin
 from proxy.pages.acts import forget_in_memory, wake
 from proxy.pages.chats import digest_in
-from proxy.pages.importing import import_chats
+from proxy.pages.importing import import_file
 from proxy.pages.live import LOOK_S
 from proxy.pages.render import HEADERS
 from proxy.pages.serving import visitor
@@ -228,7 +228,7 @@ async def forget_message(request: Request, desk: Desk) -> Any:
 
 async def take_import(request: Request, desk: Desk) -> Any:
     body = await read_body(request, request.app.state.config.max_body_bytes)
-    found = await import_chats(desk.store, desk.owner, parse_export(body, name="The file"))
+    found = await import_file(desk.store, desk.owner, body)
     return {"conversations": found.conversations, "messages": found.messages}
 
 

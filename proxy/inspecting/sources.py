@@ -15,13 +15,12 @@ from proxy.config import Config
 from proxy.doctor import DATABASE
 from proxy.engines.base import ModelInfo
 from proxy.engines.embedded.snapshots import forget_files
-from proxy.exports import parse_export
 from proxy.headers import owner_of
 from proxy.inspecting import acts
 from proxy.inspecting.paths import VIEWS
 from proxy.inspecting.views import Desk, NotThere, summary_of
 from proxy.pages.chats import Chat, digest_in
-from proxy.pages.importing import import_chats
+from proxy.pages.importing import import_file
 
 MODEL_NEEDED = (
     "summaries are written again, and taken into use, by a running proxy: name it with --url (the "
@@ -146,9 +145,9 @@ class FileSource:
         return self._forgotten(owner, n)
 
     async def take_import(self, data: bytes) -> Any:
-        chats, owner = parse_export(data, name="The file"), await self._whose()
+        owner = await self._whose()
         async with self._alone() as store:
-            found = await import_chats(store, owner, chats)
+            found = await import_file(store, owner, data)
         return {"conversations": found.conversations, "messages": found.messages}
 
     async def begin_rewrite(

@@ -10,12 +10,12 @@ from memory.store import Store
 from proxy import wire
 from proxy.background import EngineTokens
 from proxy.errors import bad_request
-from proxy.exports import ExportError, parse_export
+from proxy.exports import ExportError
 from proxy.inspecting import acts
 from proxy.pages import exporting
 from proxy.pages.access import Refused, Visitor, require_own_act
 from proxy.pages.chats import Chat, digest_in, front_of
-from proxy.pages.importing import import_chats
+from proxy.pages.importing import import_file
 from proxy.pages.render import HEADERS, language_for
 from proxy.pages.serving import chat_of, form, page, see, show
 from proxy.pages.words import teller
@@ -219,10 +219,9 @@ async def take_import(request: Request, who: Visitor) -> Response:
     require_own_act(request.headers, token=who.token, sent=sent)
     body = await read_body(request, request.app.state.config.max_body_bytes)
     try:
-        chats = parse_export(body, name="The file")
+        found = await import_file(request.app.state.store, who.owner, body)
     except ExportError as exc:
         raise bad_request(str(exc)) from exc
-    found = await import_chats(request.app.state.store, who.owner, chats)
     t = teller(language_for(request))
     values = {"conversations": found.conversations, "messages": found.messages}
     return json_response({"said": t("imported", **values), **values}, headers=HEADERS)

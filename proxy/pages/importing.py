@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from memory.conversations import conversation_id
 from memory.records import Node
 from memory.store import Store
 from memory.transcript import ASSISTANT, ROOT, USER, Message, extend
-from proxy.exports import Exported, Said
+from proxy.exports import Exported, Said, parse_export
 
 BATCH = 500
 """Messages in one transaction: other writes get their turn between two."""
@@ -20,23 +21,28 @@ class Imported:
     messages: int
 
 
-async def import_chats(store: Store, owner: str, chats: tuple[Exported, ...]) -> Imported:
-    """Stores what is not stored yet; the same file twice changes nothing. Raises StoreError."""
+async def import_file(store: Store, owner: str, data: bytes) -> Imported:
+    """Stores what is not stored yet; the same file twice changes nothing. Reads the file in a
+    thread: one that nests deeply takes seconds. Raises ExportError, StoreError."""
     messages = conversations = 0
-    for chat in chats:
-        nodes = nodes_of(chat)
-        roots: dict[bytes, list[Node]] = {}
-        home: dict[bytes, bytes] = {}
-        for node in nodes:
-            home[node.digest] = home.get(node.parent, node.digest)
-            roots.setdefault(home[node.digest], []).append(node)
-        for root, grown in roots.items():
+    for chat in await asyncio.to_thread(parse_export, data, name="The file"):
+        for root, grown in (await asyncio.to_thread(_trees, chat)).items():
             name = conversation_id(owner, root)
             for start in range(0, len(grown), BATCH):
                 await store.append(owner, grown[start : start + BATCH], conversation=name)
             conversations += 1
             messages += len(grown)
     return Imported(conversations, messages)
+
+
+def _trees(chat: Exported) -> dict[bytes, list[Node]]:
+    """The messages by their roots' digests."""
+    trees: dict[bytes, list[Node]] = {}
+    home: dict[bytes, bytes] = {}
+    for node in nodes_of(chat):
+        home[node.digest] = home.get(node.parent, node.digest)
+        trees.setdefault(home[node.digest], []).append(node)
+    return trees
 
 
 def nodes_of(chat: Exported) -> list[Node]:

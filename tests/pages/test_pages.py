@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from html import unescape
@@ -13,6 +14,7 @@ import pytest
 from served import HTML, Served, served
 
 from proxy.headers import owner_of
+from proxy.pages import importing
 
 TABS = ("", "/turns", "/summaries", "/branches", "/context")
 WICKED = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}</pre></title>"
@@ -338,6 +340,33 @@ def test_a_file_that_is_no_export_is_refused_in_one_sentence(fresh: Served, body
     response = take(fresh, body)
     assert response.status_code == 400
     assert "no conversations yet" in fresh.page("/").text
+
+
+def test_a_file_is_read_beside_everybody_elses_requests(
+    fresh: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that nests deeply takes seconds: not on the thread that serves all."""
+    threads: dict[str, bool] = {}
+
+    def noting(name: str) -> None:
+        real = getattr(importing, name)
+
+        def noted(*args: Any, **options: Any) -> Any:
+            threads[name] = asyncio._get_running_loop() is None
+            return real(*args, **options)
+
+        monkeypatch.setattr(importing, name, noted)
+
+    noting("parse_export")
+    noting("nodes_of")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello."}]
+    assert take(fresh, {"messages": messages}).json()["messages"] == 2
+    assert threads == {"parse_export": True, "nodes_of": True}
+    threads.clear()
+    messages[0]["content"] = "another"
+    sent = httpx.post(fresh.url + "/api/import", json={"messages": messages}, trust_env=False)
+    assert sent.json()["messages"] == 2
+    assert threads == {"parse_export": True, "nodes_of": True}
 
 
 def test_live_state_comes_as_events(open_house: Served) -> None:
