@@ -19,6 +19,12 @@ from memory.transcript import USER, Message
 SEPARATOR_CHARS = 4
 """What a fact costs beside its own letters: "; " and, for quoted ones, the quotes."""
 
+SHORTEST_FACT_CHARS = 2
+
+MISSES_MOST = 100
+"""Facts in a row of importance that may be too long for the room that is left: a paste of tens of
+thousands is not gone through for a few letters."""
+
 LONGEST_FACT_CHARS = 120
 """Longer matches (data URLs, minified code) are no facts anyone will ask for."""
 
@@ -109,24 +115,25 @@ def exact_facts(source: Sequence[Message], summary: str, *, limit_chars: int) ->
     """
     chosen: list[str] = []
     room = limit_chars
-    for text in _lost(source, summary):
-        cost = len(text) + SEPARATOR_CHARS
-        if cost <= room:
-            chosen.append(text)
-            room -= cost
-        if room <= SEPARATOR_CHARS:
-            break
-    return tuple(chosen)
-
-
-def _lost(source: Sequence[Message], summary: str) -> Iterator[str]:
     orders = [order for order in standing_instructions(source) if order not in summary]
-    yield from orders
     told = Told.of("\n".join((summary, *orders)))
-    for fact in sorted(all_facts(source), key=lambda fact: fact.rank):
-        if not told.holds(fact):
-            told = told.plus(fact)
-            yield fact.text
+    facts = sorted(all_facts(source), key=lambda fact: fact.rank)
+    entries: list[str | Fact] = [*orders, *facts]
+    misses = 0
+    for entry in entries:
+        text = entry if isinstance(entry, str) else entry.text
+        if room < SHORTEST_FACT_CHARS + SEPARATOR_CHARS or misses == MISSES_MOST:
+            break
+        if isinstance(entry, Fact) and told.holds(entry):
+            continue
+        if len(text) + SEPARATOR_CHARS > room:
+            misses += 1
+            continue
+        chosen.append(text)
+        room -= len(text) + SEPARATOR_CHARS
+        if isinstance(entry, Fact):
+            told = told.plus(entry)
+    return tuple(chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +199,11 @@ def _in_text(text: str) -> Iterator[tuple[str, str]]:
         fact = (
             _number(text, match) if kind == "number" else match.group().strip("`").rstrip(".,;:!?")
         )
-        if fact and 2 <= len(fact) <= LONGEST_FACT_CHARS:
+        if fact and SHORTEST_FACT_CHARS <= len(fact) <= LONGEST_FACT_CHARS:
             yield kind, fact
     for start, written in (*names.runs(text), *names.titled(text)):
         name = re.sub("['’]s?$", "", written)
-        if 2 <= len(name) <= LONGEST_FACT_CHARS and not _inside(start, taken):
+        if SHORTEST_FACT_CHARS <= len(name) <= LONGEST_FACT_CHARS and not _inside(start, taken):
             yield "name", name
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory import summarize
-from memory.facts import SEPARATOR_CHARS
+from memory.facts import MISSES_MOST, SEPARATOR_CHARS, Fact, Told
 from memory.summarize import (
     EXTRA_SHARE,
     PROMPT_VERSION,
@@ -395,3 +395,21 @@ def test_finishing_a_block_again_gives_the_same_block(name: str) -> None:
 
 def test_every_promised_name_is_exported() -> None:
     assert all(hasattr(summarize, name) for name in summarize.__all__)
+
+
+def test_a_paste_of_many_facts_is_not_gone_through_for_the_last_letters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    holds = Told.holds
+
+    def counted(self: Told, fact: Fact) -> bool:
+        nonlocal looks
+        looks += 1
+        return holds(self, fact)
+
+    monkeypatch.setattr(Told, "holds", counted)
+    lines = (f"see https://example.org/{i}/page" for i in range(5000))
+    found = exact_facts([Message(USER, "\n".join(lines))], "", limit_chars=400)
+    assert len(found) == 13
+    assert looks <= len(found) + MISSES_MOST
