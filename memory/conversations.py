@@ -248,8 +248,10 @@ def _split(
     if any(n.role == USER for n in new):
         return parts.front, stored, _told(new, front=parts.front, note=parts.note)
     if any(n.role == TOOL for n in new):
-        # The turn goes on with a tool's result: it knows what it was told when it began.
-        return parts.front, stored, new
+        # The turn goes on with a tool's result: it knows what it was told when it began, in front
+        # or before its question, whatever has changed since.
+        began = (n.front for n in reversed(past) if n.front is not None)
+        return next(began, parts.front), stored, new
     # Counted anew with its other note.
     again = {"note": parts.note, "tokenizer": ""} if parts.note else {}
     return parts.front, _told(stored, **again), new

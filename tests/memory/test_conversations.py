@@ -612,6 +612,23 @@ async def test_a_turn_with_tools_is_found_again_step_by_step(store: Store) -> No
 
 
 @pytest.mark.anyio
+async def test_a_tools_result_finds_what_its_turn_was_told_though_the_prompt_has_changed(
+    store: Store,
+) -> None:
+    asked, told = [Message(USER, "Is the rent due?")], "Be kind.\nIt is 10:00:01.\nRent: 900."
+    history = await recognise(store, Words(), "ann", Transcript(told, tuple(asked)), system=told)
+    nodes, _ = answered(
+        history, text=CALL, n_tokens=2, token_ids=None, tokenizer="words", created_at=1.0
+    )
+    await store.append("ann", nodes, conversation=history.conversation)
+    resulted = (*asked, Message(ASSISTANT, CALL), Message(TOOL, "no"))
+    later = told.replace(":01", ":04")
+    history = await recognise(store, Words(), "ann", Transcript(later, resulted), system=later)
+    assert history.system.text == told
+    assert not any(n.note for n in history.nodes)
+
+
+@pytest.mark.anyio
 async def test_a_result_is_counted_with_the_words_around_it(store: Store) -> None:
     counter = Words()
     await place(store, [*talk("hi", CALL), Message(TOOL, "sunny")], counter=counter)
