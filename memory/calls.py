@@ -105,6 +105,8 @@ def _call(line: str) -> Call | None:
     value = read_object(line)
     if value is None or set(value) != {"name", "arguments"}:
         return None
+    if not isinstance(value["name"], str):
+        return None
     arguments = value["arguments"]
     return Call(value["name"], arguments if isinstance(arguments, str) else dump(arguments))
 

@@ -103,3 +103,9 @@ def test_a_text_without_calls_is_left_alone() -> None:
 @given(OBJECTS)
 def test_nothing_in_it_is_half_a_surrogate_pair(value: Any) -> None:
     text_of(json.dumps(value)).encode("utf-8")
+
+
+@pytest.mark.parametrize("name", ["null", "7", "[]"])
+def test_a_call_without_a_name_is_text(name: str) -> None:
+    text = f'<tool_call>\n{{"name": {name}, "arguments": {{}}}}\n</tool_call>'
+    assert split_calls(text) == (text, ())
