@@ -47,7 +47,7 @@ CLIENTS = (CLIENT, "openai/js")
 """The same for all versions: they try again what they have lost."""
 
 ID_HEADERS = ("x-conversation-id", "x-message-id", "x-parent-id")
-"""Sent by nobody but a LibreChat that was told to."""
+"""What a LibreChat sends that was told to, and what any other client may."""
 
 STREAMS = b'"stream":true'
 """As JavaScript writes it."""
@@ -168,7 +168,9 @@ def side_of(body: bytes, headers: Mapping[str, str]) -> Side | None:
         request = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return _classified(request, ours=ours) if request.messages else None
+    if not request.messages:
+        return None
+    return _classified(request, ours=ours, streams_chats=_streams_chats(headers))
 
 
 _WORDS = tuple(
@@ -188,22 +190,25 @@ def repeats_itself(headers: Mapping[str, str]) -> bool:
 
 
 def _from_librechat(headers: Mapping[str, str]) -> bool:
-    agent = headers.get("user-agent", "").lower()
-    return agent.startswith(CLIENT) or any(name in headers for name in ID_HEADERS)
+    return _streams_chats(headers) or any(name in headers for name in ID_HEADERS)
 
 
-def _classified(request: _Body, *, ours: bool) -> Side | None:
+def _streams_chats(headers: Mapping[str, str]) -> bool:
+    return headers.get("user-agent", "").lower().startswith(CLIENT)
+
+
+def _classified(request: _Body, *, ours: bool, streams_chats: bool) -> Side | None:
     if request.messages[-1].text.startswith(CHECKPOINTS):
         return _side(Kind.CHECKPOINT, request)
     # All others are whole answers to one message, or to two of which none is an answer.
     short = len(request.messages) <= 2 and all(m.role != "assistant" for m in request.messages)
     if request.stream or not short:
         return None
-    kind = _kind(request, ours=ours)
+    kind = _kind(request, ours=ours, streams_chats=streams_chats)
     return _side(kind, request) if kind else None
 
 
-def _kind(request: _Body, *, ours: bool) -> Kind | None:
+def _kind(request: _Body, *, ours: bool, streams_chats: bool) -> Kind | None:
     text = request.messages[0].text
     if text.startswith(TITLES):
         return Kind.TITLE
@@ -214,7 +219,10 @@ def _kind(request: _Body, *, ours: bool) -> Kind | None:
     if not ours or request.messages[-1].role != USER:
         return None
     asks = _TITLE_WORD.search(text) or "title" in _form(request).fields
-    return Kind.TITLE if asks and quoted(text) else Kind.OTHER
+    if asks and quoted(text):
+        return Kind.TITLE
+    # Whoever names a chat by a header may ask for whole answers in it.
+    return Kind.OTHER if streams_chats else None
 
 
 def _side(kind: Kind, request: _Body) -> Side:

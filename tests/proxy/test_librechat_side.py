@@ -112,6 +112,12 @@ def test_one_question_that_is_no_stream_belongs_to_no_chat_of_librechat() -> Non
     assert side_of(body(("user", "Is this spam?")), V0_6) is None
 
 
+def test_a_chat_that_a_header_names_may_want_whole_answers_from_its_first_turn() -> None:
+    named = {"x-conversation-id": "1", **ANYBODY}
+    assert side_of(body(("user", "Is this spam?")), named) is None
+    assert side_of(body(("system", "Be brief."), ("user", "Is this spam?")), named) is None
+
+
 @pytest.mark.parametrize("headers", [NOW, V0_6, ANYBODY])
 def test_a_chat_is_a_chat(headers: dict[str, str]) -> None:
     said = [("user", "What is a cat?"), ("assistant", "An animal."), ("user", TITLE_NOW)]
