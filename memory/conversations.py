@@ -30,7 +30,8 @@ class History:
 
     `digests` holds the whole chain; `active` and `written` the summaries that cover this path from
     its first message: in use, and in use or waiting to be warm. `nodes` are the messages behind the
-    active ones; of them the first `n_stored` are in the store.
+    active ones; of them the first `n_stored` are in the store. `placed` is false where the store
+    could not be asked: the first message may stand in the middle of a conversation.
     """
 
     owner: str
@@ -41,6 +42,7 @@ class History:
     written: tuple[Summary, ...]
     nodes: tuple[Node, ...]
     n_stored: int
+    placed: bool = True
 
     @property
     def new(self) -> tuple[Node, ...]:
@@ -180,6 +182,7 @@ async def without_store(
         written=(),
         nodes=_with_counts(nodes, texts[1:], counter.tokenizer),
         n_stored=0,
+        placed=False,
     )
 
 

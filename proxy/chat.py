@@ -35,6 +35,7 @@ from proxy.engines.base import (
     CallFormat,
     ContextOverflow,
     Engine,
+    EngineError,
     Event,
     Finished,
     Generate,
@@ -240,47 +241,53 @@ class Chats:
     async def _place(
         self, request: ChatRequest, model: ModelInfo, owner: str, client_id: str | None
     ) -> tuple[History, bool]:
-        """A summary by the client itself is left out where all that it stands for is known."""
-        tools = request.tools.text
-        bare = without_summary(request.transcript)
-        if bare and bare.messages:
-            told = summary_of(request.transcript)
-            found = await self._recognise(bare, model, owner, client_id, tools, told=told)
-            if len(found[0].digests) > len(bare.messages):
-                return found
-        return await self._recognise(request.transcript, model, owner, client_id, tools)
-
-    async def _recognise(
-        self,
-        transcript: Transcript,
-        model: ModelInfo,
-        owner: str,
-        client_id: str | None,
-        tools: str,
-        *,
-        told: str = "",
-    ) -> tuple[History, bool]:
-        system = transcript.system or model.default_system
         try:
-            history = await recognise(
-                self._store,
-                self._counter,
-                owner,
-                transcript,
-                system=system,
-                tools=tools,
-                client_id=client_id,
-                told=told,
-                split=self._policy.system == "split",
-            )
+            history = await self._recognised(request, model, owner, client_id)
             # A write that failed is the same trouble: what is answered now may not be kept.
             return history, self._store.degraded
         except StoreError as exc:
             self._degraded("read", exc)
-            history = await without_store(
-                self._counter, owner, transcript, system=system, tools=tools
-            )
-            return history, True
+        transcript, tools = request.transcript, request.tools.text
+        system = transcript.system or model.default_system
+        return await without_store(
+            self._counter, owner, transcript, system=system, tools=tools
+        ), True
+
+    async def _recognised(
+        self, request: ChatRequest, model: ModelInfo, owner: str, client_id: str | None
+    ) -> History:
+        """A summary by the client itself is left out where all that it stands for is known. Raises
+        StoreError.
+        """
+        bare = without_summary(request.transcript)
+        if bare and bare.messages:
+            told = summary_of(request.transcript)
+            found = await self._recognise(request, bare, model, owner, client_id, told=told)
+            if len(found.digests) > len(bare.messages):
+                return found
+        return await self._recognise(request, request.transcript, model, owner, client_id)
+
+    async def _recognise(
+        self,
+        request: ChatRequest,
+        transcript: Transcript,
+        model: ModelInfo,
+        owner: str,
+        client_id: str | None,
+        *,
+        told: str = "",
+    ) -> History:
+        return await recognise(
+            self._store,
+            self._counter,
+            owner,
+            transcript,
+            system=transcript.system or model.default_system,
+            tools=request.tools.text,
+            client_id=client_id,
+            told=told,
+            split=self._policy.system == "split",
+        )
 
     def _assemble(
         self, request: ChatRequest, model: ModelInfo, history: History, *, spare_tokens: int = 0
@@ -342,8 +349,11 @@ class Chats:
     ) -> None:
         """One transaction with the whole turn; then the keeper may look at it."""
         kept = answering.kept(finished)
+        history = await self._placed(plan)
+        if history is None:
+            return
         nodes, digests = answered(
-            plan.history,
+            history,
             text=kept.text,
             n_tokens=kept.n_tokens,
             token_ids=kept.token_ids,
@@ -353,7 +363,7 @@ class Chats:
         )
         if not nodes:
             return
-        owner, history = plan.history.owner, plan.history
+        owner = history.owner
         try:
             await self._store.append(
                 owner,
@@ -374,6 +384,20 @@ class Chats:
             self._running.remember(job)
         self._keeper.wake(job)
 
-    def _degraded(self, doing: str, exc: StoreError) -> None:
+    async def _placed(self, plan: Plan) -> History | None:
+        """Where the turn belongs. A store that could not be read may be readable by now; if it is
+        not, nothing is kept: a window that has slid would begin a conversation of its own, and all
+        later turns would go on in that one. The client sends the turn again with its next message.
+        """
+        history = plan.history
+        if history.placed:
+            return history
+        try:
+            return await self._recognised(plan.request, plan.model, history.owner, plan.client_id)
+        except (StoreError, EngineError) as exc:
+            self._degraded("read", exc)
+            return None
+
+    def _degraded(self, doing: str, exc: Exception) -> None:
         log.warning("memory cannot be used (%s): %s", doing, exc)
         self._metrics.memory_degraded()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memory.policy import Policy
 from memory.records import MODEL, Summary
+from memory.store import StoreError
 from memory.transcript import ASSISTANT, USER, Message, chain
 from proxy.engines.base import ContextOverflow, Event, Generate, Priority
 from proxy.tuning.house import House
@@ -86,6 +88,31 @@ async def test_blocks_that_an_overflow_brought_in_are_in_use_from_then_on(
     assert house.engine.chat_calls()[-1].context.shape.summaries == 1
     (used,) = await house.store.summaries("ann", conversation)
     assert (used.id, used.activated_at is not None) == (waiting.id, True)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_a_read_that_fails_does_not_cut_a_slid_chat_off_from_its_past(
+    house: House[Engine], monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    said: list[Message] = []
+    for _ in range(10):
+        conversation = await say(house, said, last=9)
+    standing, left = house.store.standing, failures
+
+    async def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        if left:
+            left -= 1
+            raise StoreError("disk I/O error")
+        return await standing(*args, **kwargs)
+
+    monkeypatch.setattr(house.store, "standing", failing)
+    await say(house, said, last=9)
+    assert left == 0
+    for _ in range(4):
+        assert await say(house, said, last=9) == conversation
+    kept = await house.store.path("ann", chain(said)[-1])
+    assert len(kept) == len(said)
 
 
 def block(of: list[Message], conversation: str) -> Summary:
