@@ -282,6 +282,8 @@ class ModelInfo:
     default_system: str
     details: dict[str, Any] = field(default_factory=dict)
     thinking: Thinking = Thinking()
+    n_vocab: int = 0
+    """Its token ids are the numbers below; 0 where that is not known."""
 
 
 class Engine(Protocol):

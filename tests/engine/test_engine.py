@@ -230,6 +230,25 @@ def test_a_schema_becomes_a_grammar_once_for_the_check_and_the_answer(
     assert asked == ['{"const": 7}']
 
 
+def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused(load: Load) -> None:
+    """At once where the model is known already, else as soon as it is."""
+
+    def biased(token: int) -> Generate:
+        return ask("Hi", sampling=replace(GREEDY, logit_bias=((2, 1.0), (token, 1.0))))
+
+    async def main() -> None:
+        async with running(load) as engine:
+            with pytest.raises(RequestRefused, match="no token 49152") as refused:
+                await answer(engine, biased(49152))
+            assert refused.value.param == "logit_bias"
+            with pytest.raises(RequestRefused):
+                engine.check(biased(2**31 - 1))
+            engine.check(biased(49151))
+            assert (await answer(engine, biased(49151)))[1].completion_tokens
+
+    asyncio.run(main())
+
+
 def test_texts_are_counted_while_the_model_is_busy(load: Load) -> None:
     async def main() -> None:
         async with running(load) as engine:

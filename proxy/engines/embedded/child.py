@@ -220,6 +220,7 @@ def _loaded(load: Load, llama: Llama, prompter: Prompter) -> protocol.Loaded:
         default_system=prompter.default_system(),
         think_tags=prompter.template.think_tags,
         thinks_first=prompter.template.thinks_first,
+        n_vocab=llama.n_vocab,
         details={
             "architecture": llama.meta("general.architecture"),
             "description": llama.description(),

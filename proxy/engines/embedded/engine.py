@@ -271,6 +271,7 @@ class EmbeddedEngine:
         return await self._reply(self._glances, look)
 
     def check(self, request: Generate) -> None:
+        translation.check_biases(request, self.info)
         self._grammars.of(request)
 
     @asynccontextmanager
@@ -284,6 +285,7 @@ class EmbeddedEngine:
         self._calls[call.submit.id] = call
         try:
             await self._until_loaded()
+            translation.check_biases(request, self.info)
             self._hand_over(call)
             yield self._events(call)
         finally:

@@ -164,6 +164,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     think_tags: tuple[str, str] = ("<think>", "</think>")
     thinks_first: bool = False
     """The header of an answer opens its reasoning."""
+    n_vocab: int = 0
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):

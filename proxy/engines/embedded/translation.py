@@ -76,6 +76,13 @@ class Grammars:
             raise RequestRefused(str(exc), param="response_format") from exc
 
 
+def check_biases(request: Generate, model: ModelInfo | None) -> None:
+    """Nothing is checked while no model is known. Raises RequestRefused."""
+    for token, _ in request.sampling.logit_bias:
+        if model and token >= model.n_vocab:
+            raise RequestRefused(f"The model has no token {token}.", param="logit_bias")
+
+
 def delta(reply: protocol.Text) -> Delta:
     logprobs = tuple(TokenLogprob(t.token, t.logprob, t.top) for t in reply.logprobs)
     return Delta(reply.text, reply.choice, logprobs)
@@ -128,4 +135,5 @@ def model_info(reply: protocol.Loaded) -> ModelInfo:
         reply.default_system,
         dict(reply.details),
         Thinking(*reply.think_tags, first=reply.thinks_first),
+        reply.n_vocab,
     )
