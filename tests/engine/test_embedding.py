@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import llama_cpp as C
 import numpy as np
 import pytest
 
@@ -19,9 +21,14 @@ from proxy.engines.base import (
     QueueFull,
     RequestRefused,
 )
+from proxy.engines.embedded.embedding import Embedder
 from proxy.engines.embedded.engine import EMBEDDINGS_MOST, EmbeddedEngine, EmbeddedSettings
+from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.protocol import Cancel, Command, Embed, Load
+from tests.engine.adapters import write_adapter
 from tests.engine.tiny_bert import EMBD, N_CTX, write_bert
+from tests.engine.tiny_models import EMBD as TINY_WIDTH
+from tests.engine.tiny_models import write_gemma3
 
 pytestmark = pytest.mark.slow
 
@@ -158,6 +165,34 @@ def test_a_model_made_for_writing_makes_no_embeddings(model_path: str) -> None:
             await engine.embed(["tower"])
 
     with_engine(model_path, main)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(rope_freq_base=100.0), dict(rope_scaling="linear", rope_freq_scale=0.1), dict(lora=True)],
+    ids=["base", "scale", "adapter"],
+)
+def test_settings_of_the_model_hold_for_embeddings_too(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    path = str(write_gemma3(tmp_path / "gemma.gguf", embeds=True))
+    if "lora" in changes:
+        adapter = tmp_path / "a.gguf"
+        write_adapter(adapter, architecture="gemma3", width=TINY_WIDTH)
+        changes = dict(lora=(str(adapter),))
+    plain, same, other = (vector_of(path, **kind) for kind in ({}, {}, changes))
+    assert np.array_equal(plain, same)
+    assert not np.allclose(plain, other, atol=1e-3)
+
+
+def vector_of(path: str, **changes: Any) -> Any:
+    kind: dict[str, Any] = dict(n_ctx=64, cache_tokens=64, sequences=1, threads=1, threads_batch=2)
+    llama = Llama(Load(path=path, **kind | changes))
+    embedder = Embedder(llama)
+    assert embedder.possible
+    vector = embedder.vector(embedder.tokens("the tower by the river " * 4))
+    assert C.llama_n_threads_batch(embedder._context) == 2
+    return np.frombuffer(vector or b"", "<f4")
 
 
 def question() -> Generate:

@@ -42,8 +42,9 @@ def write_jamba(path: Path) -> Path:
     return _finish(writer, tensors, path)
 
 
-def write_gemma3(path: Path) -> Path:
-    """Sliding windows of 32 tokens in five layers, full attention in the sixth."""
+def write_gemma3(path: Path, *, embeds: bool = False) -> Path:
+    """Sliding windows of 32 tokens in five layers, full attention in the sixth. With `embeds` the
+    mean of what comes out is the text's vector."""
     writer = _writer(path, "gemma3", layers=6)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(HEADS_KV)
@@ -51,6 +52,8 @@ def write_gemma3(path: Path) -> Path:
     writer.add_value_length(EMBD // HEADS)
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_sliding_window(32)
+    if embeds:
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
     tensors = _Tensors(seed=3)
     for layer in range(6):
         _attention_layer(tensors, layer)

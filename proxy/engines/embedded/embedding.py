@@ -10,6 +10,7 @@ import llama_cpp as C
 import numpy as np
 
 from proxy.engines.embedded.llama import ABORTED, DecodeError, Llama
+from proxy.engines.embedded.loading import LoadError
 from proxy.engines.embedded.protocol import Embedded, Failed, Reply
 from proxy.engines.embedded.request import SIDE
 
@@ -40,7 +41,12 @@ class Embedder:
 
     def vector(self, tokens: Sequence[int]) -> bytes | None:
         """The text's vector, of length 1, as float32; None if aborted. Raises DecodeError."""
-        context = self._context = self._context or self._new_context()
+        try:
+            context = self._context = self._context or self._llama.embedding_context(
+                self.window_tokens
+            )
+        except LoadError as exc:
+            raise DecodeError(str(exc).rstrip(".")) from exc
         status = self._evaluate(context, tokens)
         if status == ABORTED:
             return None
@@ -65,19 +71,6 @@ class Embedder:
             return int(C.llama_decode(context, batch))
         finally:
             C.llama_batch_free(batch)
-
-    def _new_context(self) -> C.llama_context_p:
-        params = C.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = self.window_tokens
-        params.n_seq_max = 1
-        params.embeddings = True
-        params.n_threads = params.n_threads_batch = self._llama.n_threads
-        context: C.llama_context_p | None = C.llama_init_from_model(self._llama.model, params)
-        if not context:
-            raise DecodeError("there is not enough memory")
-        abort = self._llama.abort
-        C.llama_set_abort_callback(context, abort.callback, abort.address)
-        return context
 
 
 @dataclass(slots=True, eq=False)

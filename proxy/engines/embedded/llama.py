@@ -16,7 +16,14 @@ import llama_cpp as C
 import numpy as np
 
 from proxy.engines.embedded.files import template_source
-from proxy.engines.embedded.loading import load_model, new_context, set_adapters, window
+from proxy.engines.embedded.loading import (
+    load_adapters,
+    load_model,
+    new_context,
+    new_embedding_context,
+    set_adapters,
+    window,
+)
 from proxy.engines.embedded.protocol import Load
 
 VOCAB_SPM = 1
@@ -61,6 +68,7 @@ class Llama:
 
     def __init__(self, load: Load) -> None:
         C.llama_backend_init()
+        self._settings = load
         self._model = load_model(load)
         self._template = template_source(load.chat_template)
         self.vocab = C.llama_model_get_vocab(self._model)
@@ -69,7 +77,8 @@ class Llama:
         self._n_sequences = load.sequences
         self.abort = Abort()
         self._context, self.flash_attention = new_context(self._model, load, self.cells)
-        set_adapters(self._model, self._context, load)
+        self._adapters = load_adapters(self._model, load)
+        set_adapters(self._context, self._adapters)
         self._memory = C.llama_get_memory(self._context)
         self.n_batch = int(C.llama_n_batch(self._context))
         self.n_ubatch = int(C.llama_n_ubatch(self._context))
@@ -126,9 +135,13 @@ class Llama:
     def trained_tokens(self) -> int:
         return int(C.llama_model_n_ctx_train(self._model))
 
-    @property
-    def n_threads(self) -> int:
-        return int(C.llama_n_threads(self._context))
+    def embedding_context(self, n_tokens: int) -> C.llama_context_p:
+        """A second context, for one text at a time, under the settings of the first. The caller's
+        to free. Raises LoadError."""
+        context = new_embedding_context(self._model, self._settings, n_tokens)
+        set_adapters(context, self._adapters)
+        C.llama_set_abort_callback(context, self.abort.callback, self.abort.address)
+        return context
 
     def close(self) -> None:
         """Frees all memory. Nothing else may be called afterwards."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import llama_cpp as C
 import msgspec
@@ -156,7 +157,7 @@ def window(model: C.llama_model_p, n_ctx: int) -> int:
 
 def new_context(model: C.llama_model_p, load: Load, cells: int) -> tuple[C.llama_context_p, bool]:
     """A context, and whether it uses flash attention. Raises LoadError."""
-    params = C.llama_context_default_params()
+    params = _context_params(load)
     params.n_ctx = cells
     # Each sequence may have a token in a batch, and there must be room beside them for a prompt.
     params.n_batch = max(load.n_batch, 2 * load.sequences)
@@ -164,14 +165,6 @@ def new_context(model: C.llama_model_p, load: Load, cells: int) -> tuple[C.llama
     params.n_seq_max = load.sequences
     params.kv_unified = True
     params.swa_full = load.swa_full
-    params.n_threads = _threads(load.threads)
-    params.n_threads_batch = load.threads_batch or params.n_threads
-    params.flash_attn_type = FLASH[load.flash_attention]
-    params.type_k = CACHE_TYPES[load.cache_type_k]
-    params.type_v = CACHE_TYPES[load.cache_type_v]
-    params.rope_scaling_type = ROPE[load.rope_scaling]
-    for name in CONTEXT_SETTINGS:
-        setattr(params, name, getattr(load, name))
     with _listening() as log:
         context: C.llama_context_p | None = C.llama_init_from_model(model, params)
     if not context:
@@ -180,22 +173,54 @@ def new_context(model: C.llama_model_p, load: Load, cells: int) -> tuple[C.llama
     return context, flash
 
 
-def set_adapters(model: C.llama_model_p, context: C.llama_context_p, load: Load) -> None:
-    """Puts the LoRA adapters on the context, for good; they are freed with the model. Raises
-    LoadError and FileError."""
-    wanted = adapters(load.lora)
-    if not wanted:
-        return
+def new_embedding_context(model: C.llama_model_p, load: Load, n_tokens: int) -> C.llama_context_p:
+    """A context for one text at a time, of so many tokens at most. Raises LoadError."""
+    params = _context_params(load)
+    params.n_ctx = params.n_batch = params.n_ubatch = n_tokens
+    params.n_seq_max = 1
+    params.embeddings = True
+    with _listening() as log:
+        context: C.llama_context_p | None = C.llama_init_from_model(model, params)
+    if not context:
+        raise LoadError(_reason(log))
+    return context
+
+
+def _context_params(load: Load) -> Any:
+    """What the settings say of every context."""
+    params = C.llama_context_default_params()
+    params.n_threads = _threads(load.threads)
+    params.n_threads_batch = load.threads_batch or params.n_threads
+    params.flash_attn_type = FLASH[load.flash_attention]
+    params.type_k = CACHE_TYPES[load.cache_type_k]
+    params.type_v = CACHE_TYPES[load.cache_type_v]
+    params.rope_scaling_type = ROPE[load.rope_scaling]
+    for name in CONTEXT_SETTINGS:
+        setattr(params, name, getattr(load, name))
+    return params
+
+
+Adapters = list[tuple[Any, float]]
+"""LoRA adapters with their scales."""
+
+
+def load_adapters(model: C.llama_model_p, load: Load) -> Adapters:
+    """They are freed with the model. Raises LoadError and FileError."""
     loaded = []
-    for adapter in wanted:
+    for adapter in adapters(load.lora):
         with _listening() as log:
             found = C.llama_adapter_lora_init(model, os.fsencode(adapter.path))
         if not found:
             raise LoadError(f"engine.lora: the adapter {adapter.path} is refused: {_reason(log)}")
-        loaded.append(found)
-    table = (C.llama_adapter_lora_p_ctypes * len(loaded))(*loaded)
-    scales = (ctypes.c_float * len(loaded))(*(a.scale for a in wanted))
-    if C.llama_set_adapters_lora(context, table, len(loaded), scales):
+        loaded.append((found, adapter.scale))
+    return loaded
+
+
+def set_adapters(context: C.llama_context_p, loaded: Adapters) -> None:
+    """Puts them on the context, for good. Raises LoadError."""
+    table = (C.llama_adapter_lora_p_ctypes * len(loaded))(*[adapter for adapter, _ in loaded])
+    scales = (ctypes.c_float * len(loaded))(*[scale for _, scale in loaded])
+    if loaded and C.llama_set_adapters_lora(context, table, len(loaded), scales):
         raise LoadError("engine.lora: llama.cpp does not take the adapters.")
 
 
