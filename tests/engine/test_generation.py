@@ -270,17 +270,22 @@ def test_a_prompt_full_of_markup_cannot_break_out_of_the_schema(rig: Rig) -> Non
     json.loads(text)
 
 
-def test_a_schema_that_no_token_can_follow_fails_that_request_alone(rig: Rig) -> None:
+@pytest.mark.parametrize(
+    ("names", "param"), [((), "response_format"), (("weather",), "tool_choice")]
+)
+def test_a_schema_that_no_token_can_follow_fails_that_request_alone(
+    rig: Rig, names: tuple[str, ...], param: str
+) -> None:
     prompt = chat(rig.llama, "Hi")
     # All that may begin an object is made impossible.
     never = tuple(
         (t, float("-inf")) for t in range(rig.llama.n_vocab) if rig.llama.piece(t)[:1] == b"{"
     )
-    dead = ask(rig, prompt, schema={"type": "object"}, logit_bias=never)
+    dead = ask(rig, prompt, schema={"type": "object"}, logit_bias=never, must_call=names)
     alive = ask(rig, prompt, owner="b")
     rig.finish()
     (failed,) = rig.of(dead, Failed)
-    assert (failed.kind, failed.param) == ("refused", "response_format")
+    assert (failed.kind, failed.param) == ("refused", param)
     assert rig.ended(alive).finish_reason in ("stop", "length")
 
 

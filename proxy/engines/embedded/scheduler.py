@@ -478,7 +478,8 @@ class Scheduler:
         try:
             token = request.sampler.next(index)
         except CannotGoOn as exc:
-            self._fail(request, "refused", str(exc), param="response_format")
+            param = "tool_choice" if request.submit.must_call else "response_format"
+            self._fail(request, "refused", str(exc), param=param)
             return
         if self._llama.is_end(token):
             self._finish(request, "stop")
