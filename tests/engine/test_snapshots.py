@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.engines.embedded.snapshots import Snapshots
+from proxy.engines.embedded.snapshots import Snapshots, forget_files
 
 
 def opened(folder: Path, *, fingerprint: str = "model", budget_bytes: int = 10**6) -> Snapshots:
@@ -125,3 +126,75 @@ def test_a_full_disk_costs_the_snapshot_and_nothing_else(tmp_path: Path) -> None
         folder.rename(tmp_path / "moved")
         folder.write_text("a file where the folder was")
     assert not snapshots.save("anna", [5], b"b")
+
+
+def test_what_is_no_file_of_ours_switches_nothing_off(tmp_path: Path) -> None:
+    one = opened(tmp_path)
+    for token in range(3):
+        one.save("anna", [token], b"x" * 1000)
+    (home,) = tmp_path.iterdir()
+    (home / "dangling").symlink_to(tmp_path / "nowhere")
+    (home / "folder").mkdir()
+    (tmp_path / "loose").write_bytes(b"a file beside the folders")
+    (home / "foreign").write_bytes(b"not a snapshot")
+    snapshots = opened(tmp_path, budget_bytes=one.n_bytes - 1)
+    assert len(snapshots) == 2
+    assert len(list(home.glob("*.kv"))) == 2
+    assert not (home / "foreign").exists()
+    snapshots.forget("anna")
+    assert not list(home.glob("*.kv"))
+    assert sorted(os.listdir(home)) == ["dangling", "folder"]
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No file can be removed, as on a disk that has become read-only; undo it to heal the disk."""
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    return monkeypatch
+
+
+def test_files_that_cannot_be_removed_raise_nothing(
+    tmp_path: Path, stuck: pytest.MonkeyPatch
+) -> None:
+    snapshots = opened(tmp_path)
+    size = 0
+    for tokens in ([1], [1, 2], [3], [4]):
+        assert snapshots.save("anna", tokens, b"x" * 1000)
+        size = size or snapshots.n_bytes
+    found, _ = snapshots.match("anna", [3])
+    assert found is not None
+    snapshots.discard(found, "llama.cpp does not take it")
+    opened(tmp_path, budget_bytes=size)
+    opened(tmp_path, fingerprint="other")
+    snapshots.forget("anna")
+    assert snapshots.match("anna", [1, 2]) == (None, 0)
+
+
+def test_forgetting_removes_what_could_not_be_removed_before(
+    tmp_path: Path, stuck: pytest.MonkeyPatch
+) -> None:
+    snapshots = opened(tmp_path)
+    snapshots.save("anna", [1], b"a")
+    snapshots.save("anna", [1, 2], b"b")
+    assert len(files(tmp_path)) == 2
+    with pytest.raises(OSError, match="Read-only"):
+        forget_files(tmp_path, "anna")
+    stuck.undo()
+    snapshots.forget("anna")
+    assert not files(tmp_path)
+
+
+def test_an_owners_files_go_where_no_process_has_them(tmp_path: Path) -> None:
+    for owner in ("anna", "bert"):
+        opened(tmp_path).save(owner, [1], b"a")
+    found, _ = opened(tmp_path).match("anna", [1])
+    assert found is not None
+    (found.path.parent / "folder").mkdir()
+    forget_files(tmp_path, "anna")
+    forget_files(tmp_path, "who never was here")
+    again = opened(tmp_path)
+    assert (again.match("anna", [1])[1], again.match("bert", [1])[1]) == (0, 1)

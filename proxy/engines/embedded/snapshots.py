@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -71,8 +72,8 @@ class Snapshots:
         self._held: list[Snapshot] = []
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in sorted(folder.glob("*/*"), key=lambda p: p.stat().st_mtime_ns):
-                self._meet(path)
+        for path in _oldest_first([f for home in _listed(folder) for f in _listed(home)]):
+            self._meet(path)
         self._trim()
 
     def __repr__(self) -> str:
@@ -147,7 +148,7 @@ class Snapshots:
         for old in [s for s in self._held if s.path == path or _extends(header, s.header)]:
             self._held.remove(old)
             if old.path != path:
-                old.path.unlink(missing_ok=True)
+                _remove(old.path)
         self._held.append(saved)
         self._use(saved)
         self._trim()
@@ -158,16 +159,18 @@ class Snapshots:
         self._drop(snapshot, why)
 
     def forget(self, owner: str) -> None:
-        """Removes all of the owner's files."""
+        """Removes all of the owner's files, those too that could not be removed before."""
         for snapshot in [s for s in self._held if s.header.owner == owner]:
             self._held.remove(snapshot)
-            snapshot.path.unlink(missing_ok=True)
+            _remove(snapshot.path)
+        for path in _oldest_first(_listed(self._folder / _name(owner))):
+            _remove(path)
 
     def _meet(self, path: Path) -> None:
         header, n_bytes = _read_header(path)
         if header is None or header.fingerprint != self._fingerprint:
             log.info("removing %s: not a snapshot of this model and build", path.name)
-            path.unlink(missing_ok=True)
+            _remove(path)
             return
         snapshot = Snapshot(path, header, n_bytes)
         self._held.append(snapshot)
@@ -186,21 +189,58 @@ class Snapshots:
             if self.n_bytes <= self._budget_bytes:
                 return
             self._held.remove(snapshot)
-            snapshot.path.unlink(missing_ok=True)
+            _remove(snapshot.path)
 
     def _drop(self, snapshot: Snapshot, why: str) -> None:
         if snapshot not in self._held:
             return
         log.warning("removing the snapshot %s: %s", snapshot.path.name, why)
         self._held.remove(snapshot)
-        with suppress(OSError):
-            snapshot.path.unlink(missing_ok=True)
+        _remove(snapshot.path)
 
 
 def forget_files(folder: Path, owner: str) -> None:
-    """Removes all of the owner's files while no model process has the folder. Raises OSError."""
-    for path in (folder / _name(owner)).glob("*"):
+    """Removes all of the owner's files while no model process works with the folder. Raises
+    OSError where one stays, when all that can go has gone.
+    """
+    home = folder / _name(owner)
+    paths = _oldest_first(list(home.iterdir()) if home.is_dir() else [])
+    troubles = [trouble for path in paths if (trouble := _unlinked(path))]
+    if troubles:
+        raise troubles[0]
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What lies in it: nothing where it is no folder, or cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _oldest_first(paths: Sequence[Path]) -> list[Path]:
+    """Those that are regular files. What else lies there is none of ours, and stays."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            about = path.lstat()
+            if stat.S_ISREG(about.st_mode):
+                found.append((about.st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
+
+
+def _unlinked(path: Path) -> OSError | None:
+    try:
         path.unlink(missing_ok=True)
+    except OSError as exc:
+        return exc
+    return None
+
+
+def _remove(path: Path) -> None:
+    """A file that cannot be removed costs nobody an answer."""
+    if trouble := _unlinked(path):
+        log.warning("a snapshot could not be removed: %s", trouble)
 
 
 def _extends(new: Header, old: Header) -> bool:
