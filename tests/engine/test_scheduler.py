@@ -1281,6 +1281,87 @@ def test_no_owner_gets_anothers_snapshot_and_forgetting_removes_it(
     assert not shelf(tmp_path).match("a", prompt)[0]
 
 
+def leaves_nothing(rig: Rig, folder: Path) -> bool:
+    """Whether what runs and waits ends, and nothing of it is in memory or on disk then."""
+    rig.finish()
+    return not (rig.scheduler.save_one() or rig.scheduler.stats().cells_used or shelf(folder))
+
+
+@pytest.mark.parametrize("moment", ["waiting", "evaluating", "answering"])
+@pytest.mark.parametrize("fields", [{}, {"n": 2}, {"max_tokens": 0, "priority": BACKGROUND}])
+def test_a_request_whose_owner_is_forgotten_goes_on_and_leaves_nothing(
+    llama: Llama, tmp_path: Path, moment: str, fields: dict[str, Any]
+) -> None:
+    rig = Rig(llama, snapshots=shelf(tmp_path))
+    prompt = prompt_of(llama, 300, seed=90)
+    id_ = rig.submit(prompt, **({"max_tokens": 6} | fields))
+    for _ in range({"waiting": 0, "evaluating": 1, "answering": 3}[moment]):
+        rig.step()
+    rig.scheduler.forget("a")
+    assert leaves_nothing(rig, tmp_path)
+    again = rig.run(prompt, 6)
+    assert rig.prompt_tokens_evaluated[again] == len(prompt)
+    if "priority" not in fields:
+        assert rig.answer(id_) == rig.answer(again)
+
+
+def test_a_forgotten_request_that_has_to_wait_again_leaves_nothing(
+    llama: Llama, tmp_path: Path
+) -> None:
+    rig = Rig(llama, cells=72, snapshots=shelf(tmp_path))
+    prompts = [prompt_of(llama, 24, seed=91 + i) for i in range(2)]
+    old, young = (rig.submit(prompt, 20) for prompt in prompts)
+    rig.step()
+    rig.scheduler.forget("a")
+    rig.until(lambda: ("request_requeued", young) in rig.events)
+    assert leaves_nothing(rig, tmp_path)
+    assert {rig.ended(i).finish_reason for i in (old, young)} == {"length"}
+
+
+def test_a_forgotten_request_that_finds_no_room_leaves_nothing(llama: Llama) -> None:
+    rig = Rig(llama, cells=100)
+    prompt = prompt_of(llama, 60, seed=93)
+    rig.submit(prompt, 4)
+    rig.step()
+    rig.submit([*prompt[:40], *prompt_of(llama, 50, seed=94)], 2)
+    rig.scheduler.forget("a")
+    rig.finish()
+    assert rig.scheduler.stats().cells_used == 0
+
+
+def test_what_a_forgotten_owners_request_was_lent_goes_with_it(llama: Llama) -> None:
+    rig = Rig(llama, n_sequences=1)
+    prompt = prompt_of(llama, 30, seed=95)
+    rig.run(prompt, 3)
+    side = rig.submit([*prompt[:20], *prompt_of(llama, 9, seed=96)], 3, priority=SIDE, keep=False)
+    rig.until(lambda: rig.of(side, Began))
+    rig.scheduler.forget("a")
+    rig.finish()
+    assert rig.scheduler.stats().cells_used == 0
+
+
+def test_what_an_owner_asks_after_being_forgotten_stays_and_so_does_what_others_asked(
+    llama: Llama, tmp_path: Path
+) -> None:
+    rig = Rig(llama, snapshots=shelf(tmp_path))
+    chats = {owner: prompt_of(llama, 140, seed=97 + i) for i, owner in enumerate("abc")}
+    for owner in "ab":
+        rig.submit(chats[owner], 4, owner=owner)
+    rig.step()
+    rig.scheduler.forget("a")
+    rig.submit(chats["c"], 4, owner="a")
+    rig.finish()
+    while rig.scheduler.save_one():
+        pass
+    kept = [
+        (owner, chat)
+        for owner in "ab"
+        for chat in "abc"
+        if shelf(tmp_path).holds(owner, chats[chat])
+    ]
+    assert kept == [("a", "c"), ("b", "b")]
+
+
 def test_a_state_that_llama_cpp_refuses_is_thrown_away_and_the_prompt_evaluated(
     llama: Llama, oracle: Oracle, tmp_path: Path
 ) -> None:

@@ -246,9 +246,9 @@ class Machine(RuleBasedStateMachine):
         self.cache.forget(owner)
         assert not any(c.owner == owner for c in self.cache.checkpoints._held)
         busy = {id(s) for s, _ in self.running}
-        assert not any(
-            s.tokens for s in self.cache._sequences if s.owner == owner and id(s) not in busy
-        )
+        ours = [s for s in self.cache._sequences if s.owner == owner]
+        assert not any(s.tokens for s in ours if id(s) not in busy)
+        assert not any(s.base or s.lasting for s in ours if id(s) in busy)
 
     @rule(asked=st.integers(0, 12))
     def cut(self, asked: int) -> None:

@@ -134,6 +134,21 @@ def test_forgetting_an_owner_forgets_where_it_could_go_back_to(model: Model, war
     assert warm.evaluated[id_] == 200
 
 
+def test_a_request_under_way_leaves_no_place_to_go_back_to_once_its_owner_is_forgotten(
+    model: Model, warm: Warm
+) -> None:
+    chat = text(400, seed=23)
+    warm.run(chat[:200], 4)
+    id_ = warm.submit(chat, 4)
+    warm.step()
+    warm.scheduler.forget("a")
+    waits = warm.submit(chat[:300], 0, priority=BACKGROUND)
+    warm.scheduler.forget("a")
+    warm.until(lambda: {id_, waits} <= set(warm.ended))
+    stats = warm.scheduler.stats()
+    assert (stats.checkpoints, stats.cells_used) == (0, 0)
+
+
 def test_any_number_of_forks_finds_room(model: Model, warm: Warm) -> None:
     """Sequences that part again and again from one chat, and each goes far past the window."""
     chat = text(150, seed=21)

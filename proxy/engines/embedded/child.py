@@ -151,8 +151,8 @@ def _handle(scheduler: Scheduler, embeddings: Embeddings, item: Item) -> None:
             embeddings.add(item)
         case Read(id=id_, n_texts=n_texts):
             scheduler.read(id_, n_texts)
-        case Forget(owner=owner):
-            scheduler.forget(owner)
+        case Forget(id=id_, owner=owner):
+            scheduler.forget(owner, asked=id_)
         case Glance(id=id_, owner=owner, tokens=tokens):
             scheduler.look(id_, owner, tokens)
         case End():
@@ -171,13 +171,15 @@ def _pulse(inbox: Inbox, reader: Reader, outbox: Outbox) -> None:
 
 
 def _snapshots(load: Load, llama: Llama) -> Snapshots | None:
-    if not load.snapshots or not load.snapshot_bytes:
+    if not load.snapshots:
         return None
-    return Snapshots(
+    snapshots = Snapshots(
         Path(load.snapshots),
         fingerprint=state_fingerprint(load, cells=llama.cells),
         budget_bytes=load.snapshot_bytes,
     )
+    # Without a budget none is kept, and those of a time with one are gone now.
+    return snapshots if load.snapshot_bytes else None
 
 
 def _wake_when_orphaned() -> None:

@@ -12,7 +12,10 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, fields
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from memory.context import Context
 from proxy.config import Config, EngineConfig, model_file
@@ -36,6 +39,7 @@ from proxy.engines.base import (
 from proxy.engines.embedded import protocol, translation
 from proxy.engines.embedded.protocol import Cancel, Count, Load, Submit
 from proxy.engines.embedded.replies import Replies
+from proxy.engines.embedded.snapshots import forget_files
 from proxy.engines.embedded.totals import Totals, to_json
 from proxy.engines.embedded.watch import Watch
 
@@ -134,6 +138,8 @@ class EmbeddedEngine:
         self._counts: dict[int, asyncio.Future[list[int]]] = {}
         self._embeddings: dict[int, asyncio.Future[Embeddings]] = {}
         self._glances: dict[int, asyncio.Future[Warmth]] = {}
+        self._forgotten: dict[str, int] = {}
+        """Owners to forget, each with the command that no process has answered yet."""
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
@@ -195,6 +201,7 @@ class EmbeddedEngine:
             self._supervisor.cancel()
             with suppress(asyncio.CancelledError):
                 await self._supervisor
+        await self._forget_files()
 
     def ready(self) -> bool:
         return self._ready
@@ -300,7 +307,13 @@ class EmbeddedEngine:
             raise QueueFull(f"{len(ahead)} requests are waiting already; try again shortly.")
 
     async def forget(self, owner: str) -> None:
-        self._send(protocol.Forget(owner=owner))
+        for call in self._calls.values():
+            if call.submit.owner == owner:  # it may go to a process yet that knows of nothing
+                call.submit = replace(call.submit, keep=False)
+        self._forgotten[owner] = id_ = next(self._ids)
+        self._send(protocol.Forget(id_, owner))
+        if not self._ready:
+            await self._forget_files()
 
     def status(self) -> dict[str, Any]:
         stats, info, totals = self._stats, self.info, self._totals()
@@ -426,6 +439,15 @@ class EmbeddedEngine:
         call.sent += 1
         self._send(call.submit)
 
+    async def _forget_files(self) -> None:
+        """Also where no process may ever come. One that does is told as well: it may have looked
+        through the folder before."""
+        for owner in list(self._forgotten) if self._settings.load.snapshots else ():
+            try:
+                await asyncio.to_thread(forget_files, Path(self._settings.load.snapshots), owner)
+            except OSError as exc:
+                log.warning("what is forgotten is still on disk: %s", exc)
+
     def _send(self, command: protocol.Command) -> None:
         # A process that just died: the supervisor sees to the calls, there is nobody to tell here.
         if self._process and self._process.stdin and not self._process.stdin.is_closing():
@@ -443,6 +465,7 @@ class EmbeddedEngine:
                 log.error("the model process cannot be started: %s", exc)
                 trouble = f"The model process cannot be started: {exc.strerror}."
                 self._give_up(trouble, broken=True)
+            await self._forget_files()
             if self._worked or clock() - started > HEALTHY_S:
                 backoff_s = BACKOFF_FIRST_S
             self._restarts += 1
@@ -459,6 +482,8 @@ class EmbeddedEngine:
         watcher = asyncio.create_task(self._watch_over(process), name="embedded-watch")
         try:
             self._send(self._settings.load)
+            for owner, id_ in self._forgotten.items():
+                self._send(protocol.Forget(id_, owner))
             await replies.ended
         finally:
             watcher.cancel()
@@ -531,6 +556,8 @@ class EmbeddedEngine:
             case protocol.Waiting(id=id_):
                 if call := self._calls.get(id_):
                     self._on_put_back(call)
+            case protocol.Forgotten(id=id_):
+                self._forgotten = {o: i for o, i in self._forgotten.items() if i != id_}
             case protocol.Cancelled():
                 pass
             case protocol.Began() if not self._worked:

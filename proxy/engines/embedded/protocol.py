@@ -145,8 +145,9 @@ class Look(msgspec.Struct, frozen=True, tag=True):
 
 
 class Forget(msgspec.Struct, frozen=True, tag=True):
-    """Everything of this owner leaves the KV cache and the disk."""
+    """Everything of this owner leaves the KV cache and the disk. Answered by Forgotten."""
 
+    id: int
     owner: str
 
 
@@ -280,6 +281,12 @@ class Held(msgspec.Struct, frozen=True, tag=True):
     on_disk: int
 
 
+class Forgotten(msgspec.Struct, frozen=True, tag=True):
+    """What requests that came before still need goes when they end."""
+
+    id: int
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """Sent after each change of the queue: who runs, who waits, how full the cache is."""
 
@@ -312,6 +319,7 @@ Reply = (
     | Counted
     | Embedded
     | Held
+    | Forgotten
     | Stats
 )
 

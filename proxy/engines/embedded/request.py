@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from proxy.engines.embedded.protocol import Submit, TokenLogprob
 from proxy.engines.embedded.sampling import Grammar, Sampler
 from proxy.engines.embedded.sequences import Sequence as KVSequence
@@ -75,6 +77,10 @@ class Request:
         )
         self.choices.append(other)
         return other
+
+    def forget(self) -> None:
+        """From here on it leaves nothing behind, wherever it goes on."""
+        self.submit, self.stops = replace(self.submit, keep=False), ()
 
     @property
     def warms(self) -> bool:

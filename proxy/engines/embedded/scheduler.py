@@ -28,6 +28,7 @@ from proxy.engines.embedded.protocol import (
     Cancelled,
     Ended,
     Failed,
+    Forgotten,
     Held,
     Reading,
     Reply,
@@ -241,7 +242,7 @@ class Scheduler:
                     if self._cache.make_room(missing) or not self.running:
                         return sequence
                     # What it should begin with could not be copied after all.
-                    self._cache.release(sequence, keep=True)
+                    self._cache.release(sequence, keep=request.keep)
             request.refused_at = self._cache.openings
             worse = [r for r in self.running if r.held_back or r.priority > request.priority]
             if not worse:
@@ -285,12 +286,16 @@ class Scheduler:
                 return True
         return False
 
-    def forget(self, owner: str) -> None:
-        """Nothing of the owner stays, but what a running request still needs."""
+    def forget(self, owner: str, *, asked: int = 0) -> None:
+        """Nothing of the owner stays, but what their requests still need: that goes with them."""
+        for request in (*self.running, *self.waiting):
+            if request.owner == owner:
+                request.forget()
         self._cache.forget(owner)
         if self._snapshots is not None:
             self._snapshots.forget(owner)
         self._reported = None
+        self._emit(Forgotten(id=asked))
 
     def _save(self, sequence: KVSequence) -> bool:
         """Whether there was anything to write. What a snapshot holds already is not written

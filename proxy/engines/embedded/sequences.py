@@ -270,9 +270,12 @@ class SequenceCache:
                 self.truncate(s, 0)
 
     def forget(self, owner: str) -> None:
+        """Of a busy sequence nothing stays behind its request, unless that one keeps it."""
         self.checkpoints.forget(owner)
         for s in self._sequences:
-            if s.owner == owner and not s.busy:
+            if s.owner == owner and s.busy:
+                s.base, s.lasting = 0, False
+            elif s.owner == owner:
                 self.truncate(s, 0)
 
     def check_integrity(self) -> None:
