@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlite_utils import Database
@@ -109,9 +110,11 @@ def prune(
     max_age_s: float | None,
     max_conversations: int | None,
     max_bytes: int | None,
-) -> int:
-    """The number of conversations deleted, those first that have not grown for longest."""
-    pruned = 0
+) -> Counter[str]:
+    """How many conversations of each owner were deleted, those first that have not grown for
+    longest.
+    """
+    pruned: Counter[str] = Counter()
     if max_age_s is not None:
         pruned += _prune_where(db, "updated_at < ?", now - max_age_s)
     if max_conversations is not None:
@@ -124,23 +127,30 @@ def prune(
     return pruned
 
 
-def _prune_where(db: Database, condition: str, value: float) -> int:
+def _prune_where(db: Database, condition: str, value: float) -> Counter[str]:
     with immediate(db) as conn:
-        doomed = _conversations(conn, condition, value)
-        _delete(conn, doomed)
-    return len(doomed)
+        return _prune(conn, _conversations(conn, condition, value))
 
 
-def _prune_to(db: Database, max_bytes: int) -> int:
+def _prune_to(db: Database, max_bytes: int) -> Counter[str]:
     """Deletes by an estimate, measures, and goes on until it fits or nothing is left."""
-    pruned = 0
+    pruned: Counter[str] = Counter()
     while True:
         with immediate(db) as conn:
-            doomed = _excess(conn, used_bytes(conn), max_bytes)
-            _delete(conn, doomed)
-        if not doomed:
+            now = _prune(conn, _excess(conn, used_bytes(conn), max_bytes))
+        if not now:
             return pruned
-        pruned += len(doomed)
+        pruned += now
+
+
+def _prune(conn: sqlite3.Connection, doomed: Sequence[str]) -> Counter[str]:
+    whose = (
+        "SELECT key FROM owners JOIN conversations ON conversations.owner = owners.id "
+        "WHERE conversations.id = ?"
+    )
+    pruned = Counter(conn.execute(whose, (id_,)).fetchone()[0] for id_ in doomed)
+    _delete(conn, doomed)
+    return pruned
 
 
 def _excess(conn: sqlite3.Connection, used: int, max_bytes: int) -> list[str]:

@@ -12,10 +12,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from memory.compaction import Merge, Step, Summarize, next_step, weights
 from memory.context import NOTE_TOKENS, Context, DoesNotFit, assemble
@@ -94,6 +94,9 @@ class Keeper:
         self._redraft = redraft
         self._jobs: OrderedDict[tuple[str, str], Job] = OrderedDict()
         self._current: Job | None = None
+        self._attempt_at_hand: asyncio.Task[None] | None = None
+        self._kept_from: Counter[str] = Counter()
+        """Owners whose chats are let alone, and by how many."""
         self.span: tuple[int, int] | None = None
         """Depths of the first and the last message that a summary is being written of."""
         self._news = asyncio.Event()
@@ -130,6 +133,20 @@ class Keeper:
         self._quiet.clear()
         self._busy.set()
 
+    @contextlib.asynccontextmanager
+    async def away_from(self, owner: str) -> AsyncIterator[None]:
+        """Inside, nothing is done for this owner: what was at hand has been given up. Behind it, it
+        is begun anew from what the store holds then."""
+        self._kept_from[owner] += 1
+        try:
+            if self._current and self._current.owner == owner and self._attempt_at_hand:
+                await ended(self._attempt_at_hand)
+            yield
+        finally:
+            self._kept_from[owner] -= 1
+            self._kept_from += Counter()  # drops those that are at nothing
+            self._news.set()
+
     async def idle(self) -> None:
         """Waits until nothing runs and nothing waits. The caller bounds the wait."""
         await self._quiet.wait()
@@ -143,18 +160,25 @@ class Keeper:
     async def _work(self) -> None:
         while True:
             await self._news.wait()
-            if not self._jobs:
+            key = next((k for k in self._jobs if k[0] not in self._kept_from), None)
+            if key is None:
                 self._news.clear()
                 continue
-            _, job = self._jobs.popitem(last=False)
-            self._current = job
-            try:
-                await self._attempt(job)
-            finally:
-                self._current = None
+            await self._attend(self._jobs.pop(key))
             if not self._jobs:
                 self._busy.clear()
                 self._quiet.set()
+
+    async def _attend(self, job: Job) -> None:
+        self._current = job
+        self._attempt_at_hand = task = asyncio.create_task(self._attempt(job), name="keeper-job")
+        try:
+            await asyncio.wait([task])
+            if task.cancelled():
+                self._jobs.setdefault(self._current.key, self._current)
+        finally:
+            await ended(task)
+            self._current = self._attempt_at_hand = None
 
     async def _attempt(self, job: Job) -> None:
         try:
@@ -178,6 +202,8 @@ class Keeper:
         for _ in range(STEPS_MOST):
             job = self._newest(job)
             history = await self._revisit(job)
+            if not (history.nodes or history.active):
+                return  # It was forgotten meanwhile.
             if history.written != history.active:
                 await self._activate(job, history)
                 continue
@@ -298,6 +324,14 @@ class Keeper:
             rank=summary.rank,
             failed_checks=list(summary.failed_checks),
         )
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """The task, cancelled where it still runs, is over."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()):
+        log.debug("a task that had to end: %r", error)
 
 
 async def span_of(

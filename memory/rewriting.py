@@ -18,7 +18,7 @@ from typing import Any
 
 from memory.compaction import Merge, covered, next_rewrite, weights
 from memory.conversations import History, counted, revisit
-from memory.keeper import Host, Job, Keeper, Observer, span_of, verbatim_room
+from memory.keeper import Host, Job, Keeper, Observer, ended, span_of, verbatim_room
 from memory.policy import Limits, Policy, parse_policy
 from memory.ports import Completer, ModelGone, TokenCounter
 from memory.records import Rewrite, Summary
@@ -203,7 +203,7 @@ class Rewriter:
                 await self._attend(next(iter(self._runs.values())))
         finally:
             if self._work_at_hand:
-                await _ended(self._work_at_hand[1])
+                await ended(self._work_at_hand[1])
 
     async def _attend(self, run: Run) -> None:
         task = asyncio.create_task(self._attempt(run), name="rewrite")
@@ -262,8 +262,8 @@ class Rewriter:
                     return step.result()
                 run.interruptions += 1
             finally:
-                await _ended(step)
-                await _ended(wanted)
+                await ended(step)
+                await ended(wanted)
 
     async def _warm_again(self, run: Run) -> None:
         """Long prompts may have driven the chat's own from memory. Where it has gone on meanwhile,
@@ -346,11 +346,3 @@ class Rewriter:
             summaries_tokens=max(2 * limits.summary_tokens, limits.summaries_tokens - taken),
             block_tokens=max(1, min(limits.block_tokens, room)),
         )
-
-
-async def _ended(task: asyncio.Task[Any]) -> None:
-    """The task, cancelled where it still runs, is over."""
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled() and (error := task.exception()):
-        log.debug("a task that had to end: %r", error)

@@ -17,6 +17,7 @@ import secrets
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -403,10 +404,10 @@ class Store:
         max_age_s: float | None = None,
         max_conversations: int | None = None,
         max_bytes: int | None = None,
-    ) -> int:
+    ) -> Counter[str]:
         """Deletes whole conversations, those first that have not grown for longest, until every
-        bound given holds. Returns how many. `max_bytes` bounds the bytes in use: the file itself
-        shrinks at the next vacuum."""
+        bound given holds. Returns how many of each owner. `max_bytes` bounds the bytes in use: the
+        file itself shrinks at the next vacuum."""
         now = self._clock()
         prune = partial(
             erasure.prune,

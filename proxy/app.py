@@ -32,6 +32,7 @@ from proxy.doctor import DATABASE
 from proxy.engine_metrics import EngineCollector
 from proxy.engines.base import Engine
 from proxy.errors import ApiError, LastResort, exception_handlers
+from proxy.forgetting import forget_in_memory, forgotten
 from proxy.headers import owner_of
 from proxy.inspecting.api import api_routes, owner_asked_for
 from proxy.metrics import CONTENT_TYPE, Metrics
@@ -162,6 +163,7 @@ def _serve_memory(app: Starlette, config: Config, trace: Trace, stack: AsyncExit
         store=state.store,
         retention=config.retention,
         idle=lambda: _is_idle(state.keeper, state.engine),
+        forget=lambda owner: forget_in_memory(state, owner),
     )
     upkeep.start()
     stack.push_async_callback(upkeep.stop)
@@ -263,25 +265,21 @@ async def forget(request: Request) -> Response:
     """Deletes a conversation with all its branches and summaries, down to the bytes in the file."""
     owner = await _owner(request)
     conversation = request.path_params["conversation"]
-    deleted = await request.app.state.store.forget_conversation(owner, conversation)
+    state = request.app.state
+    deleted = await forgotten(
+        state, owner, lambda: state.store.forget_conversation(owner, conversation)
+    )
     if not deleted:
         raise ApiError(404, f"There is no conversation {conversation!r}.", code="not_found")
-    await _forget_in_memory(request, owner)
     return json_response({"deleted_messages": deleted})
 
 
 async def forget_all(request: Request) -> Response:
     """Deletes everything that this owner ever said here."""
     owner = await _owner(request)
-    deleted = await request.app.state.store.forget_owner(owner)
-    await _forget_in_memory(request, owner)
+    state = request.app.state
+    deleted = await forgotten(state, owner, lambda: state.store.forget_owner(owner))
     return json_response({"deleted_messages": deleted})
-
-
-async def _forget_in_memory(request: Request, owner: str) -> None:
-    request.app.state.rewriter.cancel(owner)
-    request.app.state.running.forget(owner)
-    await request.app.state.engine.forget(owner)
 
 
 async def _owner(request: Request) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from memory.store import Store, StoreError
 from proxy.config import RetentionConfig
@@ -21,8 +21,15 @@ class Upkeep:
     """Owns one task. Works only while `idle()` says that no request and no summary is under way."""
 
     def __init__(
-        self, *, store: Store, retention: RetentionConfig, idle: Callable[[], bool]
+        self,
+        *,
+        store: Store,
+        retention: RetentionConfig,
+        idle: Callable[[], bool],
+        forget: Callable[[str], Awaitable[None]],
     ) -> None:
+        """`forget` is told of each owner of whom something was deleted."""
+        self._forget = forget
         self._store = store
         self._retention = retention
         self._idle = idle
@@ -50,10 +57,12 @@ class Upkeep:
             max_conversations=r.max_conversations or None,
             max_bytes=r.max_bytes or None,
         )
+        for owner in pruned:
+            await self._forget(owner)
         if pruned:
             await self._store.vacuum()
-            log.info("retention: %d conversations deleted", pruned)
-        return pruned
+            log.info("retention: %d conversations deleted", pruned.total())
+        return pruned.total()
 
     async def _work(self) -> None:
         while True:

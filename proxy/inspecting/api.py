@@ -23,12 +23,13 @@ from proxy.disconnect import EventStream
 from proxy.engines.base import EngineUnavailable, ModelInfo
 from proxy.errors import ApiError, bad_request
 from proxy.exports import ExportError
+from proxy.forgetting import forgotten
 from proxy.headers import bearer_token, owner_of
 from proxy.inspecting import acts, rewrite_acts
 from proxy.inspecting.paths import CHAT, VIEWS, View
 from proxy.inspecting.views import BadQuestion, Desk, NotThere, summary_of
 from proxy.pages.access import OWNER_NAME, Refused, owner_for, require_own_origin
-from proxy.pages.acts import forget_in_memory, wake
+from proxy.pages.acts import wake
 from proxy.pages.chats import digest_in
 from proxy.pages.importing import import_file
 from proxy.pages.live import LOOK_S
@@ -220,8 +221,9 @@ async def forget_message(request: Request, desk: Desk) -> Any:
     digest = digest_in(request.path_params["message"])
     if not chat.tree.path(digest):
         raise NotThere("there is no such message in this conversation")
-    await desk.store.forget_message(desk.owner, digest)
-    await forget_in_memory(request, desk.owner)
+    await forgotten(
+        request.app.state, desk.owner, lambda: desk.store.forget_message(desk.owner, digest)
+    )
     await wake(request, chat)
     return {"deleted_messages": 1}
 

@@ -6,11 +6,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from memory.keeper import Job
-from memory.store import Store
 from proxy import wire
 from proxy.background import EngineTokens
 from proxy.errors import bad_request
 from proxy.exports import ExportError
+from proxy.forgetting import forgotten
 from proxy.inspecting import acts
 from proxy.pages import exporting
 from proxy.pages.access import Refused, Visitor, require_own_act
@@ -43,11 +43,12 @@ async def ask_forget(request: Request, who: Visitor) -> Response:
 @page
 async def forget(request: Request, who: Visitor) -> Response:
     await form(request, who)
-    store: Store = request.app.state.store
-    n = await store.forget_conversation(who.owner, request.path_params["conversation"])
+    state, conversation = request.app.state, request.path_params["conversation"]
+    n = await forgotten(
+        state, who.owner, lambda: state.store.forget_conversation(who.owner, conversation)
+    )
     if not n:
         raise Refused("not_found", 404)
-    await forget_in_memory(request, who.owner)
     return see("/", forgotten=n)
 
 
@@ -71,8 +72,8 @@ async def ask_forget_all(request: Request, who: Visitor) -> Response:
 @page
 async def forget_all(request: Request, who: Visitor) -> Response:
     await form(request, who)
-    n = await request.app.state.store.forget_owner(who.owner)
-    await forget_in_memory(request, who.owner)
+    state = request.app.state
+    n = await forgotten(state, who.owner, lambda: state.store.forget_owner(who.owner))
     return see("/", forgotten=n)
 
 
@@ -98,10 +99,9 @@ async def ask_forget_message(request: Request, who: Visitor) -> Response:
 async def forget_message(request: Request, who: Visitor) -> Response:
     """What the model's cache holds of the owner goes with it; the rest is read again."""
     await form(request, who)
-    chat = await chat_of(request, who)
+    chat, state = await chat_of(request, who), request.app.state
     digest = _message(request, chat)
-    await request.app.state.store.forget_message(who.owner, digest)
-    await forget_in_memory(request, who.owner)
+    await forgotten(state, who.owner, lambda: state.store.forget_message(who.owner, digest))
     await wake(request, chat)
     depth = len(chat.tree.path(digest)) - 1
     return see(f"/inspect/c/{chat.entry.id}/turns", leaf=digest.hex(), depth=depth)
@@ -162,14 +162,6 @@ async def wake(request: Request, chat: Chat) -> None:
     info = state.engine.info
     system = await front_of(state.store, chat, info.default_system if info else "")
     state.keeper.wake(Job(chat.owner, chat.entry.id, chat.digests, system))
-
-
-async def forget_in_memory(request: Request, owner: str) -> None:
-    """What the model's cache and its snapshots hold of this owner, and what is being written of
-    their chats."""
-    request.app.state.rewriter.cancel(owner)
-    request.app.state.running.forget(owner)
-    await request.app.state.engine.forget(owner)
 
 
 # -- files ---------------------------------------------------------------------------------------

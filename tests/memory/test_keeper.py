@@ -545,10 +545,42 @@ async def test_a_conversation_forgotten_while_it_is_summarised_leaves_nothing(
         await desk.store.forget_conversation("ann", found[0])
 
     desk.model.on_complete = forget
+    n_warmed = len(desk.model.warmed)
     await desk.talk(1)
     assert (await desk.store.status())["messages"] == 0
     assert (await desk.store.status())["summaries"] == 0
     assert desk.events.count("complete") == 1
+    assert len(desk.model.warmed) == n_warmed, "a chat that is no more was warmed"
+
+
+async def test_work_for_an_owner_is_given_up_let_alone_and_begun_anew(desk: Desk) -> None:
+    await desk.past_the_mark()
+    reached = asyncio.Event()
+
+    async def wait(context: Context) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    async def heard(context: Context) -> None:
+        others.set()
+
+    others = asyncio.Event()
+    desk.model.on_complete = wait
+    await desk.talk(1, pause=False)
+    await reached.wait()
+    async with desk.keeper.away_from("ann"):
+        assert desk.model.freed == 1
+        desk.model.on_complete, desk.model.on_warm = nothing, heard
+        desk.events.clear()
+        desk.model.owners.clear()
+        await desk.talk(1, pause=False)
+        await desk.talk(1, owner="bob", pause=False)
+        await others.wait()
+        assert "complete" not in desk.events
+        assert desk.model.owners == {"bob"}
+    await desk.idle()
+    assert desk.events.count("complete") == 1
+    assert [s.activated_at is not None for s in await desk.summaries()] == [True]
 
 
 async def test_a_message_forgotten_while_it_is_summarised_is_in_no_summary(desk: Desk) -> None:

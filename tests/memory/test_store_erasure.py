@@ -122,12 +122,17 @@ async def remaining(store: Store, conversations: list[list[Node]]) -> list[int]:
 
 async def test_pruning_by_age_and_number_takes_the_oldest_first(store: Store) -> None:
     grown = await ten_conversations(store)
-    assert await store.prune() == 0
-    assert await store.prune(max_age_s=600.0) == 3
+    assert not await store.prune()
+    assert await store.prune(max_age_s=600.0) == {"ann": 3}
     assert await remaining(store, grown) == [3, 4, 5, 6, 7, 8, 9]
     await store.append("ann", talk("more", "a", after=grown[3][-1]), conversation="c3")
-    assert await store.prune(max_conversations=3) == 4
+    assert await store.prune(max_conversations=3) == {"ann": 4}
     assert await remaining(store, grown) == [3, 8, 9]
+    store._clock = lambda: 2000.0
+    await store.append("bob", talk("new", "a"), conversation="c10")
+    assert await store.prune(max_conversations=3) == {"ann": 1}
+    store._clock = lambda: 2001.0
+    assert await store.prune(max_age_s=0.0) == {"ann": 2, "bob": 1}
 
 
 async def test_pruning_to_a_size_takes_no_more_than_it_must(store: Store) -> None:
@@ -136,9 +141,9 @@ async def test_pruning_to_a_size_takes_no_more_than_it_must(store: Store) -> Non
     await store.vacuum()
     size = (await store.status())["file_bytes"]
     assert size < full
-    pruned = await store.prune(max_age_s=None, max_conversations=None, max_bytes=size // 2)
+    pruned = (await store.prune(max_age_s=None, max_conversations=None, max_bytes=size // 2))["ann"]
     assert 4 <= pruned <= 6
     assert await remaining(store, grown) == list(range(pruned, 10))
     await store.vacuum()
     assert (await store.status())["file_bytes"] <= size // 2
-    assert await store.prune(max_bytes=0) == 10 - pruned
+    assert await store.prune(max_bytes=0) == {"ann": 10 - pruned}

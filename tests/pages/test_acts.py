@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
+from collections.abc import AsyncIterator, Callable
 from html import unescape
 
 import pytest
-from served import TEXTS, Served
+from served import START_S, TEXTS, Served
 
 from memory.erasure import FORGOTTEN
 from memory.integrity import integrity
+from memory.store import Store, StoreUnavailable
+from proxy.engines.base import Event, Generate, Priority
 from proxy.headers import owner_of
+from proxy.tuning.simulation import SimulatedEngine
 
 FACT = "My daughter's name is Ines."
 
@@ -19,6 +25,13 @@ def shown(page: str) -> str:
     """All that stands word for word on a page."""
     found = re.findall(r"<pre>(.*?)</pre>", page, re.S)
     return unescape("".join(re.sub(r"<[^>]+>", "", text) for text in found))
+
+
+def until(done: Callable[[], object]) -> None:
+    end = time.monotonic() + START_S
+    while not done():
+        assert time.monotonic() < end, "still waiting"
+        time.sleep(0.01)
 
 
 def context_text(house: Served, chat: str) -> str:
@@ -111,6 +124,65 @@ def test_a_forgotten_message_is_gone_and_stays_gone_when_it_is_sent_again(fresh:
     everything = {"token": fresh.token()}
     assert fresh.act("/inspect/forget", everything).status_code == 303
     assert integrity(next(data.glob("*.db"))) == []
+
+
+@pytest.mark.parametrize("act", ["conversation", "everything", "page", "message"])
+def test_forgetting_ends_the_background_work_before_the_model_forgets(
+    fresh: Served, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    """What came behind the model's forgetting would be held by it again."""
+    told: list[str] = []
+    events, forget = SimulatedEngine._events, SimulatedEngine.forget
+
+    async def never_done(engine: SimulatedEngine, request: Generate) -> AsyncIterator[Event]:
+        if request.priority == Priority.BACKGROUND:
+            told.append("began")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told.append("given up")
+        async for event in events(engine, request):
+            yield event
+
+    async def noted(engine: SimulatedEngine, owner: str) -> None:
+        told.append("forgotten")
+        await forget(engine, owner)
+
+    monkeypatch.setattr(SimulatedEngine, "_events", never_done)
+    monkeypatch.setattr(SimulatedEngine, "forget", noted)
+    fresh.say(["The vault's code is 90125."])
+    until(lambda: told == ["began"])
+    chat = fresh.only()
+    if act == "page":
+        fresh.act(f"/inspect/c/{chat}/forget", {"token": fresh.token()})
+    elif act == "message":
+        page = fresh.page(f"/inspect/c/{chat}/turns?depth=1").text
+        path = re.findall(rf"/inspect/c/{chat}/message/[0-9a-f]{{40}}/forget", page)[0]
+        fresh.act(path, {"token": fresh.token()})
+        # What is left of the chat is warmed anew.
+        until(lambda: len(told) > 3)
+        assert told == ["began", "given up", "forgotten", "began"]
+        return
+    else:
+        path = "/api/conversations" + (f"/{chat}" if act == "conversation" else "")
+        assert fresh.client.delete(fresh.url + path).status_code == 200
+    fresh.wait_idle()
+    assert told == ["began", "given up", "forgotten"]
+
+
+def test_the_model_forgets_also_where_the_file_may_still_hold_bytes(
+    fresh: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh.say(["The vault's code is 90125."])
+    fresh.wait_idle()
+    assert fresh.engine.resident
+
+    async def busy(store: Store, owner: str) -> int:
+        raise StoreUnavailable("deleted, but another program is reading the file")
+
+    monkeypatch.setattr(Store, "forget_owner", busy)
+    assert fresh.client.delete(f"{fresh.url}/api/conversations").status_code == 503
+    assert not fresh.engine.resident
 
 
 def test_what_the_model_saw_at_each_turn_is_built_again_to_the_character(fresh: Served) -> None:

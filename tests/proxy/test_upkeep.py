@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,22 @@ import pytest
 from memory.records import Node
 from memory.store import Store, StoreUnavailable
 from memory.transcript import ASSISTANT, USER, Message, chain
-from proxy.config import RetentionConfig, load
+from proxy.app import create_app
+from proxy.config import Config, RetentionConfig, load
 from proxy.doctor import DATABASE, examine
+from proxy.tuning.simulation import SimulatedEngine
 from proxy.upkeep import DAY_S, Upkeep
 
 BOUND_S = 60.0
 
 
-async def store_with(path: Path, texts: list[str], *, clock_s: list[float]) -> Store:
+async def forgets_nobody(owner: str) -> None:
+    pass
+
+
+async def store_with(
+    path: Path, texts: list[str], *, clock_s: list[float], owner: str = "owner"
+) -> Store:
     """One conversation of a turn for each text, each a day after the one before."""
     store = await Store.open(path, clock=lambda: clock_s[0])
     for text in texts:
@@ -29,7 +38,7 @@ async def store_with(path: Path, texts: list[str], *, clock_s: list[float]) -> S
                 zip(messages, digests, (bytes(20), digests[0]), strict=True)
             )
         ]
-        await store.append("owner", nodes, conversation=None)
+        await store.append(owner, nodes, conversation=None)
         clock_s[0] += DAY_S
     return store
 
@@ -42,13 +51,45 @@ async def until(done: asyncio.Event) -> None:
 def test_old_conversations_go_and_new_ones_stay(tmp_path: Path) -> None:
     async def run() -> int:
         store = await store_with(tmp_path / "s.db", ["one", "two", "three"], clock_s=[1e6])
-        upkeep = Upkeep(store=store, retention=RetentionConfig(max_age_days=1.5), idle=lambda: True)
+        upkeep = Upkeep(
+            store=store,
+            retention=RetentionConfig(max_age_days=1.5),
+            idle=lambda: True,
+            forget=forgets_nobody,
+        )
         assert await upkeep.prune() == 2
         left = (await store.status())["conversations"]
         await store.close()
         return int(left)
 
     assert asyncio.run(run()) == 1
+
+
+def test_the_model_forgets_whose_conversations_go_and_nobody_else(tmp_path: Path) -> None:
+    """Through the whole application: the limit stands in its configuration."""
+    retention = RetentionConfig(max_age_days=1.5, every_s=0.01)
+
+    async def run() -> list[str]:
+        store = await store_with(tmp_path / DATABASE, ["one"], clock_s=[1e6])
+        now = [time.time()]
+        await store.close()
+        store = await store_with(tmp_path / DATABASE, ["two"], clock_s=now, owner="other")
+        await store.close()
+        forgotten, told = list[str](), asyncio.Event()
+
+        class Engine(SimulatedEngine):
+            async def forget(self, owner: str) -> None:
+                forgotten.append(owner)
+                told.set()
+
+        engine = Engine(1000, lambda context: "", lambda context: "")
+        app = create_app(Config(data=tmp_path, retention=retention), engine=engine)
+        async with app.router.lifespan_context(app):
+            await until(told)
+            assert (await app.state.store.status())["conversations"] == 1
+        return forgotten
+
+    assert asyncio.run(run()) == ["owner"]
 
 
 def test_nothing_is_deleted_while_somebody_is_served(
@@ -70,7 +111,12 @@ def test_nothing_is_deleted_while_somebody_is_served(
                 pruned.set()
                 return n
 
-        upkeep = Watched(store=store, retention=RetentionConfig(max_conversations=1), idle=is_idle)
+        upkeep = Watched(
+            store=store,
+            retention=RetentionConfig(max_conversations=1),
+            idle=is_idle,
+            forget=forgets_nobody,
+        )
         upkeep.start()
         await until(asked)
         assert (await store.status())["conversations"] == 2
@@ -99,7 +145,7 @@ def test_a_store_that_fails_does_not_end_the_upkeep(tmp_path: Path) -> None:
                 return n
 
         retention = RetentionConfig(max_conversations=1, every_s=0.01)
-        upkeep = Failing(store=store, retention=retention, idle=lambda: True)
+        upkeep = Failing(store=store, retention=retention, idle=lambda: True, forget=forgets_nobody)
         upkeep.start()
         await until(healed)
         await upkeep.stop()
@@ -113,7 +159,9 @@ def test_without_limits_no_task_runs(tmp_path: Path) -> None:
     async def run() -> None:
         store = await store_with(tmp_path / "s.db", ["one"], clock_s=[1e6])
         before = asyncio.all_tasks()
-        upkeep = Upkeep(store=store, retention=RetentionConfig(), idle=lambda: True)
+        upkeep = Upkeep(
+            store=store, retention=RetentionConfig(), idle=lambda: True, forget=forgets_nobody
+        )
         upkeep.start()
         assert asyncio.all_tasks() == before
         await upkeep.stop()
