@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -43,6 +44,7 @@ from proxy.engines.base import (
 from proxy.engines.embedded import engine as module
 from proxy.engines.embedded import protocol, translation
 from proxy.engines.embedded.engine import EmbeddedEngine, EmbeddedSettings
+from proxy.engines.embedded.llama import Llama
 from proxy.engines.embedded.protocol import Load
 
 PATIENCE_S = 60.0
@@ -849,3 +851,28 @@ def test_commands_and_replies_survive_the_pipe(text: str, id_: int, texts: list[
     (first, second) = protocol.Frames().feed(protocol.encode(command) + protocol.encode(reply))
     assert protocol.command(first) == command
     assert protocol.reply(second) == reply
+
+
+# -- what llama.cpp cannot be called back from ----------------------------------------------------
+
+
+def test_a_schema_that_llama_cpp_is_lost_in_costs_everybody_seconds_and_not_minutes(
+    load: Load, caplog: pytest.LogCaptureFixture
+) -> None:
+    """64 ways to read each bracket, 262,144 to read three, and no flag is looked at."""
+    ways = [{"type": "array", "items": {"$ref": "#/$defs/A"}, "minItems": n} for n in range(1, 65)]
+    schema = {"$defs": {"A": {"anyOf": ways}}, "$ref": "#/$defs/A"}
+    brackets = Llama.for_texts(load).tokenize("[[", markup=False)
+    sampling = Sampling(temperature=0.0, logit_bias=tuple((t, 100.0) for t in brackets))
+    lost = ask("Nest.", max_tokens=20, sampling=sampling)
+    lost = replace(lost, format=JsonFormat(json.dumps(schema)))
+
+    async def main() -> None:
+        async with running(load) as engine:
+            with pytest.raises(EngineCrashed):
+                await answer(engine, lost)
+            assert (await answer(engine, ask("Hello")))[1].completion_tokens
+            assert engine.status()["restarts"] == 1
+        assert "too many ways" in caplog.text
+
+    asyncio.run(main())

@@ -398,3 +398,12 @@ def test_every_grammar_of_a_large_schema_is_taken_by_llama_cpp(llama: Llama) -> 
     ]
     for schema in schemas:
         Grammar(llama, grammar_of(json.dumps(schema))).close()
+
+
+def test_repeats_inside_repeats_are_refused_where_they_multiply() -> None:
+    deep = "(" * 4 + "a" + "){1,9}" * 4
+    with pytest.raises(GrammarError, match="repeats inside repeats"):
+        grammar_of(json.dumps({"type": "string", "pattern": f"^{deep}$"}))
+    # Beside each other, and of a fixed number, they may be as many as one likes.
+    for text in ("^(a+b*)+(c?d){2,3}[0-9]+$", "^((((a{2}){2}){2}){2}){2}$", "^(a|b+|(c*d)?e)+$"):
+        grammar_of(json.dumps({"type": "string", "pattern": text}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from proxy.engines.embedded.prompt import Prompter
 from proxy.engines.embedded.protocol import Cancel, Forget, Load, Pulse, Read
 from proxy.engines.embedded.reader import Reader
 from proxy.engines.embedded.request import BACKGROUND, CLASSES, Request
+from proxy.engines.embedded.sampling import GRAMMAR_MOST_S, TOO_SLOW
 from proxy.engines.embedded.scheduler import Scheduler
 from proxy.engines.embedded.snapshots import Snapshots
 from proxy.engines.embedded.template import TemplateError
@@ -95,7 +97,9 @@ def main() -> None:
     embeddings = Embeddings(embedder, emit=outbox.send, gate=inbox.enter)
     reader = Reader(frames, inbox, outbox, llama, prompter, embedder)
     threading.Thread(target=reader.run, name="reader", daemon=True).start()
-    pulse = threading.Thread(target=_pulse, args=(inbox, reader, outbox), name="pulse", daemon=True)
+    pulse = threading.Thread(
+        target=_pulse, args=(inbox, reader, outbox, llama), name="pulse", daemon=True
+    )
     pulse.start()
     trace = EngineTrace(Trace(load.trace_path))
     scheduler = Scheduler(
@@ -161,12 +165,15 @@ def _handle(scheduler: Scheduler, embeddings: Embeddings, item: Item) -> None:
             os._exit(0)
 
 
-def _pulse(inbox: Inbox, reader: Reader, outbox: Outbox) -> None:
+def _pulse(inbox: Inbox, reader: Reader, outbox: Outbox, llama: Llama) -> None:
     """A thread of its own: a prompt of megabytes keeps the reader busy for a minute."""
     with suppress(BrokenPipeError):
         while True:
             threads = tuple((t.steps, t.idle) for t in (inbox, reader))
             outbox.send(Pulse(threads, _rss_bytes()))
+            if (since := llama.choosing_since) and time.monotonic() - since > GRAMMAR_MOST_S:
+                print(f"{TOO_SLOW} {GRAMMAR_MOST_S:g} s", file=sys.stderr, flush=True)
+                os._exit(1)
             time.sleep(PULSE_S)
 
 

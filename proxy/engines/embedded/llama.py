@@ -88,6 +88,8 @@ class Llama:
         self._row = ctypes.c_float * self.n_vocab
         self._pieces: dict[int, bytes] = {}
         self._revealed: frozenset[int] = frozenset()
+        self.choosing_since = 0.0
+        """When llama.cpp was given a grammar to choose a token by; 0.0 while it is not at it."""
         self._window = int(C.llama_model_n_swa(self._model))
         self.rolls_back, self.keeps_parts, self.part_is_all = True, False, False
         if self._memory:

@@ -16,6 +16,9 @@ LAST = 0x10FFFF
 SURROGATES = (0xD800, 0xDFFF)
 MAX_PATTERN_CHARS = 512
 MAX_GROUPS_DEEP = 32
+MAX_REPEATS_DEEP = 3
+"""Of a group that repeats a group that repeats, llama.cpp follows every way to divide a text among
+them: with thirty of `(a){1,9}` around each other the third letter took longer than 5 s."""
 
 DIGITS: Ranges = [(0x30, 0x39)]
 WORD: Ranges = [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
@@ -58,6 +61,8 @@ class _Parser:
         self._pattern = pattern
         self._at = 0
         self._depth = 0
+        self._repeats = 0
+        """How deep repeats of varying number lie inside each other in what was read last."""
 
     def whole(self) -> Item:
         alternatives = [self._anchored()]
@@ -77,8 +82,12 @@ class _Parser:
 
     def _sequence(self) -> list[Item]:
         items: list[Item] = []
+        deepest = 0
         while self._at < len(self._pattern) and self._peek() not in "|)$":
+            self._repeats = 0
             items += self._quantified(self._atom())
+            deepest = max(deepest, self._repeats)
+        self._repeats = deepest
         return items
 
     def _quantified(self, item: Item) -> list[Item]:
@@ -87,6 +96,9 @@ class _Parser:
             pass  # A lazy one matches the same texts.
         if self._peek() in ("*", "+", "?", "{"):
             raise self._error("two quantifiers in a row")
+        self._repeats += low != high
+        if self._repeats > MAX_REPEATS_DEEP:
+            raise self._error("repeats inside repeats, too many of them")
         return [item] if (low, high) == (1, 1) else self._rules.repeat(item, low, high)
 
     def _quantifier(self) -> tuple[int, int | None]:
@@ -127,10 +139,11 @@ class _Parser:
         self._depth += 1
         if self._depth > MAX_GROUPS_DEEP:
             raise self._error("groups nested too deeply")
-        alternatives = [self._sequence()]
+        alternatives, repeats = [self._sequence()], self._repeats
         while self._take("|"):
             alternatives.append(self._sequence())
-        self._depth -= 1
+            repeats = max(repeats, self._repeats)
+        self._depth, self._repeats = self._depth - 1, repeats
         if not self._take(")"):
             raise self._error("an unbalanced parenthesis, or $ inside one")
         return self._rules.add(*alternatives)

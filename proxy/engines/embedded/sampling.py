@@ -30,6 +30,10 @@ GRAMMAR_STEP_S = 2.0
 busy process on two cores. What takes 25 times the longest has choices that multiply, and would go
 on to double with every few tokens, while everybody waits."""
 
+GRAMMAR_MOST_S = 10.0
+"""The same for one that does not come back by itself: llama.cpp cannot be broken off in there, and
+all that is left is to end the process and start another one."""
+
 DEAD_END = "No token of this model continues the answer as its schema wants."
 TOO_SLOW = "The schema leaves too many ways to go on at this place of the answer."
 
@@ -138,8 +142,11 @@ class Sampler:
             if self._grammar:
                 self._grammar.hear(token)
             return token
-        began = time.monotonic()
-        token = self._next_allowed(self._grammar, self._llama.logits(index))
+        began = self._llama.choosing_since = time.monotonic()
+        try:
+            token = self._next_allowed(self._grammar, self._llama.logits(index))
+        finally:
+            self._llama.choosing_since = 0.0
         C.llama_sampler_accept(self._chain, token)
         if time.monotonic() - began > GRAMMAR_STEP_S:
             raise CannotGoOn(TOO_SLOW)
