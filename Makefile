@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$p; break; }; done),python3)
 
-.PHONY: help serve test fuzz lint types format format-check pictures bench-flat bench-memory bench-tuning bench-remote \
+.PHONY: help serve test test-long fuzz lint types format format-check pictures bench-flat bench-memory bench-tuning bench-remote \
 	bench-engine bench-engine-kill bench-engine-warm bench-librechat soak clean
 
 help: ## this list
@@ -24,6 +24,9 @@ serve: $(RUNTIME) ## run chatfold; flags: make serve ARGS="--port 9000 --n-ctx 4
 test: $(DEV) $(BENCH) ## run the tests; flags: make test ARGS="-k sse -x"
 	@$(BIN)/python scripts/install_node.py
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(DEV) $(BENCH) ## run the few tests that take long
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 EXAMPLES ?= 1000
 fuzz: $(DEV) ## schemathesis against the published API: no server error; make fuzz EXAMPLES=100

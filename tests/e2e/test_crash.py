@@ -136,6 +136,7 @@ def _wait_for_two(proxy: Proxy, name: str, since: int) -> None:
     )
 
 
+@pytest.mark.long
 def test_killed_again_and_again_under_load_it_never_ends_in_anything_unclear(
     tmp_path: Path,
 ) -> None:

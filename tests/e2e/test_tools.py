@@ -221,7 +221,7 @@ def test_a_model_with_llamas_template_calls_in_its_form(tmp_path: Path) -> None:
         assert cached(spoken) >= read(calling)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_long_chat_with_tools_stays_within_its_window_and_flat(tmp_path: Path) -> None:
     with serving(tmp_path, "--n-ctx", "1024", "--policy", "extractive") as proxy:
         sent: list[dict[str, Any]] = []

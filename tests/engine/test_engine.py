@@ -856,6 +856,7 @@ def test_commands_and_replies_survive_the_pipe(text: str, id_: int, texts: list[
 # -- what llama.cpp cannot be called back from ----------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_schema_that_llama_cpp_is_lost_in_costs_everybody_seconds_and_not_minutes(
     load: Load, caplog: pytest.LogCaptureFixture
 ) -> None:

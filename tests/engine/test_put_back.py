@@ -52,6 +52,7 @@ async def bounded(engine: EmbeddedEngine, request: Generate) -> list[Event]:
         return [event async for event in within_bounds(events, SHORT)]
 
 
+@pytest.mark.long
 def test_an_answer_put_back_goes_on_however_long_a_token_may_take(load: Load) -> None:
     async def main() -> None:
         async with running(one_window(load)) as engine, asyncio.timeout(PATIENCE_S):
@@ -70,6 +71,7 @@ def test_an_answer_put_back_goes_on_however_long_a_token_may_take(load: Load) ->
     asyncio.run(main())
 
 
+@pytest.mark.long
 def test_who_is_put_back_for_too_long_is_told_so_and_the_engine_is_free(load: Load) -> None:
     async def main() -> None:
         async with running(one_window(load)) as engine, asyncio.timeout(PATIENCE_S):

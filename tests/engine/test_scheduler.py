@@ -1293,7 +1293,7 @@ def test_a_request_whose_owner_is_forgotten_goes_on_and_leaves_nothing(
     llama: Llama, tmp_path: Path, moment: str, fields: dict[str, Any]
 ) -> None:
     rig = Rig(llama, snapshots=shelf(tmp_path))
-    prompt = prompt_of(llama, 300, seed=90)
+    prompt = prompt_of(llama, 150, seed=90)
     id_ = rig.submit(prompt, **({"max_tokens": 6} | fields))
     for _ in range({"waiting": 0, "evaluating": 1, "answering": 3}[moment]):
         rig.step()
