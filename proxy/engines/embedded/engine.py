@@ -539,17 +539,15 @@ class EmbeddedEngine:
                 if self._watch:
                     self._watch.pulse(threads)
             case protocol.Counted(id=id_, counts=counts):
-                if (future := self._counts.get(id_)) and not future.done():
-                    future.set_result(list(counts))
-            case protocol.Failed(id=id_) if id_ in self._counts:
-                if not self._counts[id_].done():
-                    self._counts[id_].set_exception(translation.error(reply))
-            case protocol.Embedded(id=id_) | protocol.Failed(id=id_) if id_ in self._embeddings:
-                self._on_embedded(self._embeddings[id_], reply)
-            case protocol.Held(id=id_) | protocol.Failed(id=id_) if id_ in self._glances:
-                self._on_glance(self._glances[id_], reply)
-            case protocol.Held():
-                pass  # Nobody waits for it any more.
+                _settle(self._counts.get(id_), list(counts))
+            case protocol.Embedded(id=id_):
+                vectors = Embeddings(reply.vectors, reply.prompt_tokens)
+                _settle(self._embeddings.get(id_), vectors)
+            case protocol.Held(id=id_):
+                _settle(self._glances.get(id_), Warmth(reply.of, reply.in_memory, reply.on_disk))
+            case protocol.Failed(id=id_) if future := self._future(id_):
+                if not future.done():
+                    future.set_exception(translation.error(reply))
             case protocol.Taken(id=id_):
                 if call := self._calls.get(id_):
                     self._on_taken(call)
@@ -569,26 +567,6 @@ class EmbeddedEngine:
                     if isinstance(reply, protocol.Text):
                         self._on_text(call)
                     call.ended = isinstance(reply, protocol.Ended | protocol.Failed)
-
-    def _on_embedded(
-        self, future: asyncio.Future[Embeddings], reply: protocol.Embedded | protocol.Failed
-    ) -> None:
-        if future.done():
-            return
-        if isinstance(reply, protocol.Embedded):
-            future.set_result(Embeddings(reply.vectors, reply.prompt_tokens))
-        else:
-            future.set_exception(translation.error(reply))
-
-    def _on_glance(
-        self, future: asyncio.Future[Warmth], reply: protocol.Held | protocol.Failed
-    ) -> None:
-        if future.done():
-            return
-        if isinstance(reply, protocol.Held):
-            future.set_result(Warmth(reply.of, reply.in_memory, reply.on_disk))
-        else:
-            future.set_exception(translation.error(reply))
 
     def _on_loaded(self, reply: protocol.Loaded) -> None:
         self.info = translation.model_info(reply)
@@ -637,6 +615,10 @@ class EmbeddedEngine:
     def _unavailable(self) -> EngineUnavailable:
         return (EngineBroken if self._broken else EngineUnavailable)(self._trouble)
 
+    def _future(self, id_: int) -> asyncio.Future[Any] | None:
+        """Who waits for the one reply to this command."""
+        return self._counts.get(id_) or self._embeddings.get(id_) or self._glances.get(id_)
+
     def _futures(self) -> list[asyncio.Future[Any]]:
         return [*self._counts.values(), *self._embeddings.values(), *self._glances.values()]
 
@@ -652,6 +634,12 @@ class EmbeddedEngine:
             for text in data.decode("utf-8", "replace").splitlines():
                 self._stderr.append(text)
                 log.debug("llama.cpp: %s", text)
+
+
+def _settle(future: asyncio.Future[T] | None, value: T) -> None:
+    """For whoever still waits."""
+    if future and not future.done():
+        future.set_result(value)
 
 
 async def _start(replies: Replies) -> asyncio.subprocess.Process:
